@@ -1,0 +1,83 @@
+# make demo, make test: everything else is set up on the way, in .venv.
+#
+#   build      .venv with pinned packages and this package, compiled, in it
+#   demo       build, then `modernbert-fast demo`
+#   test       lint, then the tests
+#   lint       ruff, mypy, clang-format, the rules of tools/lint.py
+#   bench      the benchmark suite in small sizes
+#   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass
+#   test-abi   runs the native tests of this build under another torch (a large download)
+#   clean      removes what was built, and .venv
+
+export PYTHONSAFEPATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+ABI_TORCH ?= 2.11.0
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+# The second supported line of transformers, put first on PYTHONPATH by the tests that compare both.
+OLD_TRANSFORMERS := transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9 certifi==2026.10.18
+OLD := $(VENV)/transformers-5.17
+NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+export PATH := $(BIN):$(PATH)
+
+.PHONY: build demo test lint bench test-gpu bench-gpu test-abi clean
+.DELETE_ON_ERROR:
+
+build: $(VENV)/.built
+
+$(VENV)/.packages: requirements-dev.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch $(TORCH) and the development packages into $(VENV)"
+	@$(PIP) torch==$(TORCH)
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.old-transformers: $(VENV)/.packages
+	@echo "installing $(firstword $(OLD_TRANSFORMERS)) into $(OLD)"
+	@rm -rf $(OLD) && $(PIP) --target $(OLD) --no-deps $(OLD_TRANSFORMERS)
+	@PYTHONPATH=$(OLD) $(BIN)/python -c "import transformers; assert transformers.__version__ == '5.17.0'"
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages $(VENV)/.old-transformers $(NATIVE)
+	@echo "building modernbert_fast"
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@$(BIN)/modernbert-fast info | sed -n '/^compiled parts/,/^$$/p'
+	@touch $@
+
+demo: build
+	@$(BIN)/modernbert-fast demo
+
+lint: build
+	@$(BIN)/python tools/lint.py
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+test: lint
+	@timeout 1200 $(BIN)/python -m pytest -q
+
+bench: build
+	@$(BIN)/python -m pytest -q benchmarks
+
+test-gpu: build
+	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'no GPU that torch can use')"
+	@$(BIN)/python -m pytest -q tests/ops --require triton,cuda
+
+bench-gpu: build
+	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'no GPU that torch can use')"
+	@$(BIN)/python -m pytest -q benchmarks --require triton,cuda
+
+$(VENV)-abi/.packages:
+	@$(PYTHON) -m venv $(VENV)-abi
+	@$(VENV)-abi/bin/python -m pip install --quiet torch==$(ABI_TORCH) $$(grep -E '^(numpy|pytest|pytest-benchmark|safetensors)==' requirements-dev.txt)
+	@touch $@
+
+test-abi: build $(VENV)-abi/.packages
+	@PYTHONPATH=$(CURDIR) PYTHONSAFEPATH= $(VENV)-abi/bin/python -m pytest -q tests/test_native.py
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) $(VENV)-abi modernbert_fast/*.so modernbert_fast/_build_info.json

@@ -1,0 +1,57 @@
+// What every CPU binding needs between torch's tensors and the loops' pointers.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <optional>
+
+#include "../checks.h"
+#include "dtype.h"
+
+namespace modernbert_fast::cpu {
+
+/// x itself if its last dimension is contiguous, else a contiguous copy: the loops take any stride between rows.
+inline Tensor with_contiguous_rows(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
+}
+
+inline DType loop_dtype(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kHalf;
+    default: return DType::kFloat;
+  }
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+/// Uninitialised floats on a cache line boundary: scratch of one thread.
+class Scratch {
+ public:
+  explicit Scratch(index_t count)
+      : data_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {}
+  float* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { ::operator delete(data, std::align_val_t{64}); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+/// Calls body(begin, end) on torch's threads, in pieces of at least kGrain elements of work.
+template <class Body>
+void parallel_rows(index_t rows, index_t elements_per_row, const Body& body) {
+  constexpr index_t kGrain = 32768;
+  const index_t grain = std::max<index_t>(1, kGrain / std::max<index_t>(1, elements_per_row));
+  torch::stable::parallel_for(0, rows, grain, body);
+}
+
+}  // namespace modernbert_fast::cpu

@@ -1,0 +1,2 @@
+#define MODERNBERT_FAST_ISA_NAMESPACE avx2
+#include "loops.inl.h"

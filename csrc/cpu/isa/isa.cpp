@@ -1,0 +1,62 @@
+// One table, best first. A new instruction set is a row here and a file beside baseline.cpp.
+#include "isa.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "../../checks.h"
+#include "cpuid.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+template <class... Names>
+bool has(Names... names) {
+  return (cpu_has(names) && ...);
+}
+
+const Isa kTable[] = {
+#if defined(__x86_64__)
+    {"avx512", [] { return has("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"); }, avx512::kLoops},
+    {"avx2", [] { return has("avx2", "fma", "f16c"); }, avx2::kLoops},
+#endif
+    {"baseline", [] { return true; }, baseline::kLoops},
+};
+
+std::string names() {
+  std::string text;
+  for (const Isa& row : kTable) text += std::string(text.empty() ? "" : ", ") + row.name;
+  return text;
+}
+
+const Isa& choose() {
+  const char* forced = std::getenv("MODERNBERT_FAST_ISA");
+  for (const Isa& row : kTable) {
+    if (forced == nullptr || *forced == '\0') {
+      if (row.supported()) return row;
+    } else if (std::string(forced) == row.name) {
+      check(row.supported(), "MODERNBERT_FAST_ISA=", forced,
+            ": this processor or operating system does not support it");
+      return row;
+    }
+  }
+  fail<std::invalid_argument>("MODERNBERT_FAST_ISA=", forced, " is not one of ", names());
+}
+
+}  // namespace
+
+const Isa& isa() {
+  static const Isa& chosen = choose();
+  return chosen;
+}
+
+static std::string cpu_isa() { return isa().name; }
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&modernbert_fast::cpu::cpu_isa));
+}

@@ -1,0 +1,43 @@
+// The loops of every CPU operator for one instruction set, and the choice among them.
+// Torch-free: the files compiled with wider instructions include it.
+#pragma once
+
+#include "../layer_norm.h"
+#include "../padding.h"
+
+namespace modernbert_fast::cpu {
+
+struct Loops {
+  PlanCount* plan_count;
+  PlanFill* plan_fill;
+  CopyRows* copy_rows;
+  LayerNormForward* layer_norm_forward;
+  LayerNormBackward* layer_norm_backward;
+  LayerNormReduce* layer_norm_reduce;
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  Loops loops;
+};
+
+// One per file compiled with its own flags.
+namespace baseline {
+extern const Loops kLoops;
+}
+namespace avx2 {
+extern const Loops kLoops;
+}
+namespace avx512 {
+extern const Loops kLoops;
+}
+
+/// The best supported row of the table, or the one MODERNBERT_FAST_ISA names. Chosen once.
+/// Throws std::invalid_argument if that name is unknown or this machine cannot run it.
+const Isa& isa();
+
+/// Shorthand for isa().loops.
+inline const Loops& loops() { return isa().loops; }
+
+}  // namespace modernbert_fast::cpu

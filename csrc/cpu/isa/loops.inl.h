@@ -1,0 +1,28 @@
+// The body of every per-ISA file: all loops, in the namespace MODERNBERT_FAST_ISA_NAMESPACE.
+// No torch and no STL header may be included here: the linker could merge one of their inline functions, compiled
+// with wide instructions, into the code that every machine runs.
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "isa.h"
+
+namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE {
+
+namespace {
+
+// clang-format off: simd.inl.h serves the others
+#include "simd.inl.h"
+#include "../padding.inl.h"
+#include "../layer_norm.inl.h"
+// clang-format on
+
+}  // namespace
+
+const Loops kLoops = {
+    plan_count, plan_fill, copy_rows, layer_norm_forward, layer_norm_backward, layer_norm_reduce,
+};
+
+}  // namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE

@@ -1,0 +1,192 @@
+// Layer norm: checks, allocation, threads. The loops are in layer_norm.inl.h.
+#include "layer_norm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "binding.h"
+#include "isa/isa.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Rows whose weight gradient is one partial sum: fixed, so that the result does not depend on the number of threads.
+constexpr index_t kRowsPerBlock = 64;
+
+float* float_data(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+/// weight or bias (C,) in fp32; `absent` everywhere if there is none.
+class Affine {
+ public:
+  Affine(const std::optional<Tensor>& parameter, const char* name, const Tensor& like, index_t C, float absent) {
+    if (!parameter) {
+      values_.assign(C, absent);
+      data_ = values_.data();
+      return;
+    }
+    check_shape(*parameter, name, {C}, "(C,)");
+    check_dtype(*parameter, name, {like.scalar_type(), ScalarType::Float});
+    check_same_device(*parameter, name, like, "x");
+    tensor_ = torch::stable::contiguous(torch::stable::to(*parameter, ScalarType::Float));
+    data_ = static_cast<const float*>(tensor_->const_data_ptr());
+  }
+  const float* data() const { return data_; }
+
+ private:
+  std::optional<Tensor> tensor_;
+  std::vector<float> values_;
+  const float* data_;
+};
+
+void check_matrix(const Tensor& x, const char* name) {
+  check_dim(x, name, 2);
+  check_dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  check(x.size(1) > 0, name, " must have at least one column, got shape ", shape_text(x));
+}
+
+/// Normalises rows of x: all of them in order, or those that ids name.
+Result forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
+               const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
+  const Tensor x = with_contiguous_rows(x_in);
+  const index_t T = ids ? ids->size(0) : x.size(0), C = x.size(1);
+  std::optional<Tensor> residual;
+  if (residual_in) residual = with_contiguous_rows(*residual_in);
+  const Tensor& stream = residual ? *residual : x;  // holds the dtype of what is normalised
+  const Affine w(weight, "weight", stream, C, 1.0f), b(bias, "bias", stream, C, 0.0f);
+
+  Tensor y = new_tensor(x, {T, C}, stream.scalar_type());
+  Tensor sum = residual ? new_tensor(x, {T, C}, stream.scalar_type()) : new_tensor(x, {0}, x.scalar_type());
+  Tensor mean = new_tensor(x, {T}, ScalarType::Float);
+  Tensor rstd = new_tensor(x, {T}, ScalarType::Float);
+
+  LayerNormForwardArgs args;
+  args.x_dtype = loop_dtype(x);
+  args.y_dtype = loop_dtype(stream);
+  args.x = x.const_data_ptr();
+  args.x_stride = x.stride(0);
+  args.ids = ids ? static_cast<const int64_t*>(ids->const_data_ptr()) : nullptr;
+  args.residual = residual ? residual->const_data_ptr() : nullptr;
+  args.residual_stride = residual ? residual->stride(0) : 0;
+  args.weight = w.data();
+  args.bias = b.data();
+  args.sum = sum.mutable_data_ptr();
+  args.y = y.mutable_data_ptr();
+  args.mean = float_data(mean);
+  args.rstd = float_data(rstd);
+  args.C = C;
+  args.eps = static_cast<float>(eps);
+
+  LayerNormForward* const loop = loops().layer_norm_forward;
+  parallel_rows(T, C,
+                [&](index_t begin, index_t end) { loop(args, begin, end, Scratch(layer_norm_scratch(C)).get()); });
+  return {y, sum, mean, rstd};
+}
+
+Result layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
+                          const std::optional<Tensor>& bias, double eps) {
+  check_matrix(x, "x");
+  if (residual) {
+    check_shape(*residual, "residual", {x.size(0), x.size(1)}, "(T, C)");
+    check_dtype(*residual, "residual", {x.scalar_type(), ScalarType::Float});
+    check_same_device(*residual, "residual", x, "x");
+  }
+  return forward(x, std::nullopt, residual, weight, bias, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, const Tensor& table,
+                                                            const std::optional<Tensor>& weight,
+                                                            const std::optional<Tensor>& bias, double eps) {
+  check_matrix(table, "table");
+  check_dim(ids, "ids", 1);
+  check_dtype(ids, "ids", {ScalarType::Int, ScalarType::Long});
+  check_same_device(ids, "ids", table, "table");
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(ids, ScalarType::Long));
+  const int64_t* data = static_cast<const int64_t*>(wide.const_data_ptr());
+  const index_t V = table.size(0);
+  for (index_t t = 0; t < wide.size(0); ++t)
+    check_index(data[t] >= 0 && data[t] < V, "ids[", t, "] = ", data[t], " is outside the vocabulary [0, ", V, ")");
+  auto [y, sum, mean, rstd] = forward(table, wide, std::nullopt, weight, bias, eps);
+  return {y, mean, rstd};
+}
+
+/// partial (blocks, C) -> (C,)
+Tensor reduce(const Tensor& partial, index_t blocks, index_t C) {
+  Tensor total = new_tensor(partial, {C}, ScalarType::Float);
+  parallel_rows(C, blocks, [&](index_t begin, index_t end) {
+    loops().layer_norm_reduce(float_data(partial), blocks, C, begin, end, float_data(total));
+  });
+  return total;
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy_in, const std::optional<Tensor>& dsum_in,
+                                                       const Tensor& x_in, const std::optional<Tensor>& weight,
+                                                       bool has_bias, const Tensor& mean_in, const Tensor& rstd_in) {
+  check_matrix(x_in, "x");
+  const index_t T = x_in.size(0), C = x_in.size(1);
+  const auto check_like_x = [&](const Tensor& tensor, const char* name) {
+    check_shape(tensor, name, {T, C}, "(T, C)");
+    check_dtype(tensor, name, {x_in.scalar_type()});
+    check_same_device(tensor, name, x_in, "x");
+  };
+  const auto check_statistic = [&](const Tensor& tensor, const char* name) {
+    check_shape(tensor, name, {T}, "(T,)");
+    check_dtype(tensor, name, {ScalarType::Float});
+    check_same_device(tensor, name, x_in, "x");
+  };
+  check_like_x(dy_in, "dy");
+  if (dsum_in) check_like_x(*dsum_in, "dsum");
+  check_statistic(mean_in, "mean");
+  check_statistic(rstd_in, "rstd");
+
+  const Tensor x = with_contiguous_rows(x_in), dy = with_contiguous_rows(dy_in);
+  const Tensor mean = torch::stable::contiguous(mean_in), rstd = torch::stable::contiguous(rstd_in);
+  std::optional<Tensor> dsum;
+  if (dsum_in) dsum = with_contiguous_rows(*dsum_in);
+  const Affine w(weight, "weight", x, C, 1.0f);
+
+  const index_t blocks = (T + kRowsPerBlock - 1) / kRowsPerBlock;
+  const auto partial_sums = [&](bool wanted) { return new_tensor(x, {wanted ? blocks : 0, C}, ScalarType::Float); };
+  const Tensor dweight = partial_sums(weight.has_value()), dbias = partial_sums(has_bias);
+  Tensor dx = new_tensor(x, {T, C}, x.scalar_type());
+
+  LayerNormBackwardArgs args;
+  args.dtype = loop_dtype(x);
+  args.dy = dy.const_data_ptr();
+  args.dy_stride = dy.stride(0);
+  args.dsum = dsum ? dsum->const_data_ptr() : nullptr;
+  args.dsum_stride = dsum ? dsum->stride(0) : 0;
+  args.x = x.const_data_ptr();
+  args.x_stride = x.stride(0);
+  args.weight = w.data();
+  args.mean = static_cast<const float*>(mean.const_data_ptr());
+  args.rstd = static_cast<const float*>(rstd.const_data_ptr());
+  args.dx = dx.mutable_data_ptr();
+  args.dweight = weight ? float_data(dweight) : nullptr;
+  args.dbias = has_bias ? float_data(dbias) : nullptr;
+  args.C = C;
+
+  LayerNormBackward* const loop = loops().layer_norm_backward;
+  parallel_rows(blocks, kRowsPerBlock * C, [&](index_t begin, index_t end) {
+    const Scratch scratch(layer_norm_scratch(C));
+    for (index_t block = begin; block < end; ++block)
+      loop(args, block * kRowsPerBlock, std::min(T, (block + 1) * kRowsPerBlock), block, scratch.get());
+  });
+  const Tensor none = new_tensor(x, {0}, ScalarType::Float);
+  return {dx, weight ? reduce(dweight, blocks, C) : none, has_bias ? reduce(dbias, blocks, C) : none};
+}
+
+}  // namespace
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
+  using namespace modernbert_fast::cpu;
+  m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward));
+  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
+  m.impl("layer_norm_embed_forward", TORCH_BOX(&layer_norm_embed_forward));
+}

@@ -1,0 +1,156 @@
+// Padded batch <-> packed rows: checks, allocation, threads. The loops are in padding.inl.h.
+#include <torch/csrc/stable/library.h>
+
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "binding.h"
+#include "isa/isa.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
+  check_dim(mask, "mask", 2);
+  check_dtype(mask, "mask", {ScalarType::Bool, ScalarType::Byte, ScalarType::Int, ScalarType::Long});
+  const Tensor rows = torch::stable::contiguous(mask);
+  const index_t B = mask.size(0), S = mask.size(1), element_size = mask.element_size();
+  check(S <= kMaxInt32, "mask has rows of ", S, " columns: positions are int32");
+
+  const char* data = static_cast<const char*>(rows.const_data_ptr());
+  std::vector<index_t> start(B + 1, 0);
+  parallel_rows(B, S, [&](index_t begin, index_t end) {
+    for (index_t b = begin; b < end; ++b)
+      start[b + 1] = loops().plan_count(data + b * S * element_size, element_size, S);
+  });
+  for (index_t b = 0; b < B; ++b) start[b + 1] += start[b];
+  const index_t T = start[B];
+  check(T <= kMaxInt32, "mask selects ", T, " tokens: cu_seqlens are int32");
+
+  Tensor indices = new_tensor(mask, {T}, ScalarType::Long);
+  Tensor cu_seqlens = new_tensor(mask, {B + 1}, ScalarType::Int);
+  Tensor positions = new_tensor(mask, {T}, ScalarType::Int);
+  std::copy(start.begin(), start.end(), static_cast<int32_t*>(cu_seqlens.mutable_data_ptr()));
+  int64_t* indices_data = static_cast<int64_t*>(indices.mutable_data_ptr());
+  int32_t* positions_data = static_cast<int32_t*>(positions.mutable_data_ptr());
+  parallel_rows(B, S, [&](index_t begin, index_t end) {
+    for (index_t b = begin; b < end; ++b)
+      loops().plan_fill(data + b * S * element_size, element_size, S, b * S, indices_data + start[b],
+                        positions_data + start[b]);
+  });
+  return {indices, cu_seqlens, positions};
+}
+
+/// x (R, *) as rows of bytes: trailing dimensions contiguous, any stride between rows.
+struct Rows {
+  Tensor x;
+  index_t row_bytes = 1;
+  index_t stride_bytes = 0;
+
+  explicit Rows(const Tensor& tensor) : x(tensor) {
+    index_t row = 1;
+    bool packed = true;
+    for (int64_t axis = x.dim() - 1; axis > 0; --axis) {
+      packed = packed && (x.size(axis) <= 1 || x.stride(axis) == row);
+      row *= x.size(axis);
+    }
+    if (!packed) x = torch::stable::contiguous(x);
+    row_bytes = row * x.element_size();
+    stride_bytes = x.stride(0) * static_cast<index_t>(x.element_size());
+  }
+};
+
+Tensor new_rows(const Tensor& x, index_t rows) {
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes[0] = rows;
+  return torch::stable::new_empty(x, sizes, x.scalar_type());
+}
+
+void copy_all(const Rows& from, const int64_t* source, Tensor& y) {
+  const char* x = static_cast<const char*>(from.x.const_data_ptr());
+  char* out = static_cast<char*>(y.mutable_data_ptr());
+  if (from.row_bytes == 0) return;
+  parallel_rows(y.size(0), from.row_bytes, [&](index_t begin, index_t end) {
+    loops().copy_rows(x, from.stride_bytes, source, begin, end, from.row_bytes, out);
+  });
+}
+
+/// indices (T,) int64, each within [0, rows).
+Tensor checked_indices(const Tensor& indices, index_t rows) {
+  check_dim(indices, "indices", 1);
+  check_dtype(indices, "indices", {ScalarType::Long});
+  Tensor contiguous = torch::stable::contiguous(indices);
+  const int64_t* data = static_cast<const int64_t*>(contiguous.const_data_ptr());
+  for (index_t t = 0; t < contiguous.size(0); ++t)
+    check_index(data[t] >= 0 && data[t] < rows, "indices[", t, "] = ", data[t], " is outside [0, ", rows, ")");
+  return contiguous;
+}
+
+Tensor padding_unpad(const Tensor& x, const Tensor& indices) {
+  check(x.dim() >= 1, "x must have at least one dimension");
+  check_same_device(indices, "indices", x, "x");
+  const Tensor source = checked_indices(indices, x.size(0));
+  Tensor y = new_rows(x, indices.size(0));
+  copy_all(Rows(x), static_cast<const int64_t*>(source.const_data_ptr()), y);
+  return y;
+}
+
+Tensor padding_pad(const Tensor& x, const Tensor& indices, int64_t rows) {
+  check(x.dim() >= 1, "x must have at least one dimension");
+  check(rows >= 0, "rows must not be negative, got ", rows);
+  check_same_device(indices, "indices", x, "x");
+  check(indices.dim() == 1 && indices.size(0) == x.size(0), "indices must be (T,) = (", x.size(0), ",), got ",
+        shape_text(indices));
+  const Tensor target = checked_indices(indices, rows);
+  const int64_t* target_data = static_cast<const int64_t*>(target.const_data_ptr());
+  std::vector<int64_t> source(rows, -1);  // rows that no index names are zero; the last of equal indices wins
+  for (index_t t = 0; t < x.size(0); ++t) source[target_data[t]] = t;
+  Tensor y = new_rows(x, rows);
+  copy_all(Rows(x), source.data(), y);
+  return y;
+}
+
+Tensor padding_tiles(const Tensor& cu_seqlens, int64_t total, int64_t rows) {
+  check_dim(cu_seqlens, "cu_seqlens", 1);
+  check_dtype(cu_seqlens, "cu_seqlens", {ScalarType::Int});
+  check(rows >= 1, "rows must be at least 1, got ", rows);
+  const index_t B = cu_seqlens.size(0) - 1;
+  check(B >= 0, "cu_seqlens must be (B + 1,), got ", shape_text(cu_seqlens));
+  const Tensor contiguous = torch::stable::contiguous(cu_seqlens);
+  const int32_t* start = static_cast<const int32_t*>(contiguous.const_data_ptr());
+  check(start[0] == 0, "cu_seqlens must start at 0, got ", start[0]);
+  for (index_t b = 0; b < B; ++b)
+    check(start[b] <= start[b + 1], "cu_seqlens must not decrease: cu_seqlens[", b + 1, "] = ", start[b + 1], " after ",
+          start[b]);
+  check(start[B] == total, "cu_seqlens must end at total = ", total, ", got ", start[B]);
+
+  const index_t count = total / rows + B;
+  Tensor tiles = new_tensor(cu_seqlens, {count, 2}, ScalarType::Int);
+  int32_t* data = static_cast<int32_t*>(tiles.mutable_data_ptr());
+  index_t tile = 0;
+  const auto emit = [&](index_t sequence, index_t first) {
+    data[2 * tile] = static_cast<int32_t>(sequence);
+    data[2 * tile + 1] = static_cast<int32_t>(first);
+    ++tile;
+  };
+  for (index_t b = 0; b < B; ++b)
+    for (index_t first = 0; first < start[b + 1] - start[b]; first += rows) emit(b, first);
+  while (tile < count) emit(-1, 0);
+  return tiles;
+}
+
+}  // namespace
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
+  using namespace modernbert_fast::cpu;
+  m.impl("padding_plan", TORCH_BOX(&padding_plan));
+  m.impl("padding_unpad", TORCH_BOX(&padding_unpad));
+  m.impl("padding_pad", TORCH_BOX(&padding_pad));
+  m.impl("padding_tiles", TORCH_BOX(&padding_tiles));
+}

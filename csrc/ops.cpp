@@ -1,0 +1,24 @@
+// Every schema of the native operators, once. The CPU and CUDA files add implementations to them.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
+  // Which loops the CPU operators run: "baseline", "avx2" or "avx512".
+  m.def("cpu_isa() -> str");
+  // Runs one kernel on x's device and returns the architecture it was compiled for, such as 800.
+  m.def("cuda_build_probe(Tensor x) -> int");
+
+  m.def("padding_plan(Tensor mask) -> (Tensor indices, Tensor cu_seqlens, Tensor positions)");
+  m.def("padding_unpad(Tensor x, Tensor indices) -> Tensor");
+  m.def("padding_pad(Tensor x, Tensor indices, int rows) -> Tensor");
+  m.def("padding_tiles(Tensor cu_seqlens, int total, int rows) -> Tensor");
+
+  m.def(
+      "layer_norm_forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps)"
+      " -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)");
+  m.def(
+      "layer_norm_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? weight, bool has_bias, Tensor mean, Tensor rstd)"
+      " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  m.def(
+      "layer_norm_embed_forward(Tensor ids, Tensor table, Tensor? weight, Tensor? bias, float eps)"
+      " -> (Tensor y, Tensor mean, Tensor rstd)");
+}

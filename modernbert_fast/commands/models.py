@@ -1,0 +1,110 @@
+"""Where the commands get their model, tokenizer, device and dtype."""
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modernbert_fast.commands import CommandError, require
+from modernbert_fast.config import EncoderConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRESETS = ("base", "large")
+SEED = 0
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device and --threads."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the accelerator if there is one)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's own choice)")
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """--dtype."""
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of weights and activations (default: %(default)s)"
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model for real weights, --preset for random ones of a real shape."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", help="checkpoint folder or Hugging Face name (a name may download)")
+    which.add_argument(
+        "--preset", choices=PRESETS, default="base", help="random weights of this shape (default: base)"
+    )
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def choose_device(args: argparse.Namespace) -> torch.device:
+    """The device asked for, or the accelerator, or the CPU; applies --threads on the way.
+
+    Raises:
+        CommandError: torch cannot use the device here.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(args.device or present or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load_stock(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Any:
+    """The stock transformers encoder in eval mode: --model's weights, or --preset's shape with random ones."""
+    require("transformers", "hf")
+    from transformers import AutoModel, ModernBertConfig
+
+    if args.model:
+        model = AutoModel.from_pretrained(folder_of(args.model), dtype=dtype, local_files_only=True)
+    else:
+        torch.manual_seed(SEED)
+        model = AutoModel.from_config(
+            ModernBertConfig.from_dict(EncoderConfig.preset(args.preset).to_dict()), dtype=dtype
+        )
+    model.set_attn_implementation("sdpa")
+    return model.to(device).eval()
+
+
+def twin(model: torch.nn.Module) -> Any:
+    """A second module on the same parameters: two arms for the memory of one."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def load_tokenizer(name: str) -> Any:
+    """The `tokenizers.Tokenizer` of a checkpoint, set to neither pad nor cut."""
+    tokenizers = require("tokenizers", "hf")
+    file = folder_of(name) / "tokenizer.json"
+    if not file.is_file():
+        raise CommandError(f"{name}: no tokenizer.json there (choose a tokenizer with --tokenizer)")
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a checkpoint: itself, or fetched by its Hugging Face name where HF_HUB_OFFLINE allows.
+
+    Raises:
+        CommandError: neither a folder nor a name that can be fetched.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    hub = require("huggingface_hub", "hf")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise CommandError(f"{name} is no folder here, nor can it be fetched: {error}") from error

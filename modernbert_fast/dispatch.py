@@ -1,0 +1,225 @@
+"""Which backend runs an op: one table, read top to bottom; the first row without an objection wins."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+HALF = (F16, BF16)
+FLOATS = (F64, F32, F16, BF16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The static facts of one call: all that a row may object to, and nothing about the values.
+
+    Attributes:
+        device: torch device type.
+        dtypes: every floating dtype among the arguments; empty for ops that only move bytes.
+        width: head dim for attention and rope, last dim for the rest.
+        flags: what the call asks beyond the plain op, in the op's own words ("holes", "odd_layout" ...).
+    """
+
+    device: str
+    dtypes: frozenset[torch.dtype] = frozenset()
+    width: int = 0
+    flags: frozenset[str] = frozenset()
+
+
+def call_of(x: torch.Tensor, *others: torch.Tensor | None, width: int | None = None, flags: Iterable[str] = ()) -> Call:
+    """The facts of a call on `x` and its other tensor arguments."""
+    tensors = [x, *(t for t in others if t is not None)]
+    dtypes = frozenset(t.dtype for t in tensors if t.is_floating_point())
+    return Call(x.device.type, dtypes, x.shape[-1] if width is None else width, frozenset(flags))
+
+
+def host_readable(x: torch.Tensor) -> bool:
+    """Whether reading values of `x` costs no device synchronisation."""
+    return x.device.type == "cpu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend of one op, and its limits.
+
+    Attributes:
+        backend: its name, as `use_backend` and `MODERNBERT_FAST_BACKEND` spell it.
+        load: from the op's name to an object with the op's functions; ImportError is its only excuse.
+        devices, dtypes, widths: what it serves; None is any.
+        cannot: flags it does not serve.
+        cpu_flags: for a dtype, instruction sets of which the CPU must have one for the row to pay.
+    """
+
+    backend: str
+    load: Callable[[str], Any]
+    devices: tuple[str, ...] | None
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    widths: range | tuple[int, ...] | None = None
+    cannot: tuple[str, ...] = ()
+    cpu_flags: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
+
+    def objections(self, op: str, call: Call) -> list[str]:
+        """Sentences that say why this row cannot serve the call; empty means it can."""
+        no = []
+        if self.devices is not None and call.device not in self.devices:
+            no.append(f"runs on {' or '.join(self.devices)}, not on {call.device}")
+        if strange := call.dtypes - set(self.dtypes):
+            no.append(f"does not take {', '.join(sorted(_short(d) for d in strange))}")
+        if self.widths is not None and call.width not in self.widths:
+            no.append(f"does not take width {call.width}")
+        no.extend(f"does not do {flag}" for flag in sorted(call.flags & set(self.cannot)))
+        if call.device == "cpu":
+            for dtype, flags in self.cpu_flags:
+                if dtype in call.dtypes and not set(flags) & _library().cpu_flags():
+                    no.append(f"this CPU has no {' or '.join(flags)}: {_short(dtype)} is slower than fp32 here")
+        if not no and (why := _loaded(self, op)[1]):
+            no.append(why)
+        return no
+
+
+def _library() -> Any:
+    from modernbert_fast import library  # library imports dispatch to define ops; the table is read later
+
+    return library
+
+
+def _python(package: str) -> Callable[[str], Any]:
+    return lambda op: _library().python_backend(package)(op)
+
+
+def _native(name: str) -> Callable[[str], Any]:
+    return lambda op: _library().native_backend(name)(op)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_REFERENCE = Row("reference", _python("reference"), devices=None)
+
+# Half precision products pay only where the CPU multiplies in it; elsewhere the reference computes them in fp32.
+_HALF_PRODUCTS = ((BF16, ("avx512_bf16", "amx_bf16")), (F16, ("amx_fp16",)))
+
+TABLE: dict[str, tuple[Row, ...]] = {
+    "padding": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",)),
+        _REFERENCE,
+    ),
+    "layer_norm": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
+        _REFERENCE,
+    ),
+    "attention": (_REFERENCE,),
+    "rope": (_REFERENCE,),
+    "geglu": (_REFERENCE,),
+    "linear": (
+        Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
+        _REFERENCE,
+    ),
+    "pooling": (_REFERENCE,),
+    "maxsim": (_REFERENCE,),
+    "cross_entropy": (_REFERENCE,),
+}
+
+BACKENDS = ("cuda", "triton", "cpu", "aten", "reference")
+
+# A plain module global on purpose: autograd runs backward on threads of its own, where a context variable is lost.
+_forced: dict[str, str] = {}
+
+
+def force(name: str | None, *ops: str) -> dict[str, str]:
+    """Makes `name` the only backend of `ops` (of all ops when none is named); None lifts it. Returns the former state."""
+    global _forced
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
+    if unknown := set(ops) - set(TABLE):
+        raise ValueError(f"no op named {', '.join(sorted(unknown))}; the ops are {', '.join(TABLE)}")
+    former = _forced
+    changed = dict.fromkeys(ops or TABLE, name)
+    _forced = {op: backend for op, backend in {**former, **changed}.items() if backend is not None}
+    return former
+
+
+class NoBackend(NotImplementedError):
+    """No row of the table, or not the forced one, serves a call; the message lists every objection."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None, *ops: str) -> Iterator[None]:
+    """Within the block, `name` serves `ops` (all ops when none is named), or the call raises with every reason.
+
+    Not thread safe: the choice is process-wide, so that backward passes see it too.
+
+    Raises:
+        ValueError: on a backend or an op that does not exist.
+    """
+    global _forced
+    former = force(name, *ops)
+    try:
+        yield
+    finally:
+        _forced = former
+
+
+def pick(op: str, call: Call) -> Any:
+    """The backend that serves `call`.
+
+    Raises:
+        NoBackend: a NotImplementedError, when no row, or not the forced one, can.
+    """
+    return _pick(op, call, _forced.get(op))
+
+
+def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
+    """Every row of `op` with its objections to `call`; the first row without any is the one that runs."""
+    return [(row.backend, row.objections(op, call)) for row in TABLE[op]]
+
+
+def survey(
+    device: str, dtype: torch.dtype, *, head_dim: int, hidden: int, intermediate: int
+) -> dict[str, list[tuple[str, list[str]]]]:
+    """`explain` for every op as a model of this device, dtype and size calls it."""
+    widths = dict.fromkeys(TABLE, hidden) | {
+        "padding": 0,
+        "attention": head_dim,
+        "rope": head_dim,
+        "geglu": 2 * intermediate,
+    }
+    moved_only = ("padding",)
+    return {
+        op: explain(op, Call(device, frozenset() if op in moved_only else frozenset((dtype,)), width))
+        for op, width in widths.items()
+    }
+
+
+@functools.cache
+def _pick(op: str, call: Call, forced: str | None) -> Any:
+    tried = []
+    for row in TABLE[op]:
+        if forced not in (None, row.backend):
+            continue
+        if not (no := row.objections(op, call)):
+            return _loaded(row, op)[0]
+        tried.append(f"  {row.backend}: {'; '.join(no)}")
+    if not tried:
+        rows = ", ".join(row.backend for row in TABLE[op])
+        tried.append(f"  {forced}: has no row for {op} (rows: {rows})")
+    raise NoBackend(f"no backend for {op} on {call}\n" + "\n".join(tried))
+
+
+@functools.cache
+def _loaded(row: Row, op: str) -> tuple[Any, str]:
+    try:
+        return row.load(op), ""
+    except ImportError as error:  # anything else is a bug and flies
+        return None, str(error)
+
+
+force(os.environ.get("MODERNBERT_FAST_BACKEND") or None)

@@ -1,0 +1,185 @@
+"""The thin encoder on packed tokens. The same functions drive transformers' modules and our own: the trees are alike.
+
+Life of a layer: norm, Wqkv, attention (rotary inside), Wo, add + norm, Wi, GeGLU, Wo. The last add of a layer waits
+for the norm of the next, unless somebody looks at what the layer returns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modernbert_fast import ops
+from modernbert_fast.batch import PackedBatch
+from modernbert_fast.config import EncoderConfig, inv_freq
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKind:
+    """What layers of one type share: window (-1 is global) and rotary tables (P, D / 2)."""
+
+    window: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """All that a layer needs besides its input."""
+
+    batch: PackedBatch
+    kinds: Mapping[str, LayerKind]
+
+
+@torch.compiler.disable
+def prepare(config: EncoderConfig, batch: PackedBatch, dtype: torch.dtype) -> Packed:
+    """The batch with windows and rotary tables; `dtype` is that of the activations."""
+    length = max(512, 1 << max(batch.max_position - 1, 0).bit_length())
+    table_dtype = torch.promote_types(dtype, torch.float32)
+    device = batch.cu_seqlens.device
+    return Packed(
+        batch,
+        {
+            kind: LayerKind(config.window(kind), *_rotary_tables(config, kind, length, device, table_dtype))
+            for kind in sorted(set(config.layer_types))
+        },
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _rotary_tables(
+    config: EncoderConfig, kind: str, length: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (length, D / 2): angles in fp32 from the config, whatever the model was cast to."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        frequencies, scaling = inv_freq(config, kind)
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+        return tuple((f(angles) * scaling).to(device, dtype) for f in (torch.cos, torch.sin))
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether only the module's own weight decides its output: no hook, adapter, quantisation, sharding or patch."""
+    return (
+        type(module) is kind
+        and type(module.weight) in (nn.Parameter, torch.Tensor)
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
+
+
+def project(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer on packed rows: (T, K) -> (T, N); anything but a plain nn.Linear is called as it is."""
+    if is_plain(linear, nn.Linear) and linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
+        return ops.linear(x, linear.weight, linear.bias)
+    return linear(x)
+
+
+def norm(layer_norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A norm on packed rows: (T, C) -> (T, C)."""
+    if is_plain(layer_norm, nn.LayerNorm):
+        return ops.layer_norm(x, layer_norm.weight, layer_norm.bias, layer_norm.eps)
+    return layer_norm(x)
+
+
+def add_norm(layer_norm: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residual add and norm, in one pass where the norm is plain: returns (normed, sum), both (T, C)."""
+    if is_plain(layer_norm, nn.LayerNorm):
+        return ops.add_layer_norm(x, residual, layer_norm.weight, layer_norm.bias, layer_norm.eps)
+    total = residual + x
+    return layer_norm(total), total
+
+
+def embed(embeddings: nn.Module, ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+    """ids (T,) or inputs_embeds (T, C) -> (T, C), normed."""
+    table, layer_norm = embeddings.tok_embeddings, embeddings.norm
+    if inputs_embeds is not None:
+        x = norm(layer_norm, inputs_embeds)
+    elif is_plain(table, nn.Embedding) and is_plain(layer_norm, nn.LayerNorm) and table.max_norm is None:
+        x = ops.embed_layer_norm(
+            ids, table.weight, layer_norm.weight, layer_norm.bias, layer_norm.eps, table.padding_idx
+        )
+    else:
+        x = norm(layer_norm, table(ids))
+    return embeddings.drop(x)
+
+
+def mlp_act(mlp: nn.Module, x: torch.Tensor, activation: str) -> torch.Tensor:
+    """(T, 2F) -> (T, F): the activated first half times the second."""
+    if activation == "gelu":
+        return ops.geglu(x)
+    a, b = x.chunk(2, dim=-1)
+    return mlp.act(a) * b
+
+
+def layer(
+    block: nn.Module, x: torch.Tensor, residual: torch.Tensor | None, packed: Packed, defer: bool
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """One encoder layer.
+
+    Args:
+        block: the layer's module.
+        x: (T, C), the output of the layer before; without its residual where that comes apart.
+        residual: (T, C) to be added to x, or None.
+        packed: batch, windows, rotary tables.
+        defer: return (x, residual) apart, for the next norm to add.
+    """
+    if residual is None:
+        normed, residual = norm(block.attn_norm, x), x
+    else:
+        normed, residual = add_norm(block.attn_norm, x, residual)
+    attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
+    o = ops.attention(
+        project(attn.Wqkv, normed).view(x.shape[0], 3, -1, attn.head_dim),
+        batch.cu_seqlens,
+        batch.max_seqlen,
+        window=kind.window,
+        positions=batch.positions,
+        cos=kind.cos,
+        sin=kind.sin,
+        columns=batch.columns,
+        tiles=batch.tiles,
+    )
+    attended = attn.out_drop(project(attn.Wo, o.flatten(1)))
+    normed, residual = add_norm(block.mlp_norm, attended, residual)
+    mlp = block.mlp
+    inner = mlp.drop(mlp_act(mlp, project(mlp.Wi, normed), block.config.hidden_activation))
+    x = project(mlp.Wo, inner)
+    return (x, residual) if defer else residual + x
+
+
+def encode(
+    model: nn.Module,
+    packed: Packed,
+    ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None = None,
+    states: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Runs the encoder on packed tokens.
+
+    Args:
+        model: has embeddings, layers and final_norm, ours or transformers'.
+        packed: from `prepare`.
+        ids: (T,) token ids, or None with inputs_embeds (T, C).
+        states: collects the input of every layer, (T, C) each, and the final output.
+
+    Returns:
+        (T, C) after the final norm.
+    """
+    x, residual = model.embeddings(ids, inputs_embeds), None
+    for block in model.layers:
+        if states is None and not block._forward_hooks:
+            x, residual = block(x, residual, packed=packed, defer=True)
+            continue
+        x = x if residual is None else residual + x
+        if states is not None:
+            states.append(x)
+        x, residual = block(x, packed=packed), None
+    x = norm(model.final_norm, x) if residual is None else add_norm(model.final_norm, x, residual)[0]
+    if states is not None:
+        states.append(x)
+    return x

@@ -1,0 +1,113 @@
+"""Heads on packed rows, for our modules and transformers' alike: only the rows that count meet a head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modernbert_fast import encoder, ops
+from modernbert_fast.batch import PackedBatch
+
+IGNORE = -100
+
+
+def predict(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The prediction head: dense, activation, norm. (T, C) -> (T, C)."""
+    return encoder.norm(head.norm, head.act(encoder.project(head.dense, x)))
+
+
+def vocabulary_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Masked language model: hidden (T, C) -> logits (T, V)."""
+    return encoder.project(model.decoder, predict(model.head, hidden))
+
+
+def class_logits(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Classification of rows (pooled texts or tokens): (N, C) -> (N, num_labels)."""
+    return encoder.project(model.classifier, model.drop(predict(model.head, rows)))
+
+
+def pooled_logits(model: nn.Module, hidden: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
+    """Classification of texts: hidden (T, C) -> (B, num_labels), one row of `mode` "cls" or "mean" a text."""
+    return class_logits(model, ops.pooling(hidden, batch.cu_seqlens, mode))
+
+
+def multi_vector(
+    hidden: torch.Tensor, projection: nn.Module | None = None, normalize: bool = True
+) -> torch.Tensor:
+    """Late interaction: hidden (T, C) -> one vector a token (T, D), of unit length with `normalize`."""
+    vectors = hidden if projection is None else encoder.project(projection, hidden)
+    return F.normalize(vectors.float(), dim=-1).to(vectors.dtype) if normalize else vectors
+
+
+def masked_lm_loss(
+    model: nn.Module,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    num_items: torch.Tensor | int | None = None,
+    ignore_index: int = IGNORE,
+) -> torch.Tensor:
+    """Loss of the labelled rows, which alone meet the head and the vocabulary; no logits are stored.
+
+    Args:
+        model: has head and decoder; a plain decoder is read, any other is called.
+        hidden: (T, C), labels: (T,).
+        num_items: divides the sum; the number of labelled rows when None.
+
+    Returns:
+        Scalar fp32; 0 with zero gradients when nothing is labelled, where transformers gives NaN.
+    """
+    labelled = (labels != ignore_index).nonzero().squeeze(1)
+    rows = predict(model.head, hidden.index_select(0, labelled))
+    kept = labels.index_select(0, labelled)
+    decoder = model.decoder
+    if encoder.is_plain(decoder, nn.Linear):
+        losses = ops.cross_entropy(rows, decoder.weight, decoder.bias, kept, ignore_index)
+    else:
+        losses = F.cross_entropy(decoder(rows).float(), kept, reduction="none")
+    return losses.sum() / (max(labelled.numel(), 1) if num_items is None else num_items)
+
+
+def rows_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross entropy of logits (N, K) with labels (N,), fp32, mean over labelled rows or sum over `num_items`."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / ((labels != IGNORE).sum().clamp_min(1) if num_items is None else num_items)
+
+
+def text_loss(
+    logits: torch.Tensor, labels: torch.Tensor, problem_type: str, num_labels: int
+) -> torch.Tensor:
+    """Loss of text classification by transformers' problem types; logits (B, num_labels)."""
+    if problem_type == "regression":
+        return F.mse_loss(logits.squeeze(), labels.squeeze()) if num_labels == 1 else F.mse_loss(logits, labels)
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits.view(-1, num_labels), labels.view(-1))
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def problem_type(labels: torch.Tensor, num_labels: int) -> str:
+    """What transformers concludes from the labels when the config does not say."""
+    if num_labels == 1:
+        return "regression"
+    if labels.dtype in (torch.long, torch.int):
+        return "single_label_classification"
+    return "multi_label_classification"
+
+
+def span_loss(
+    start: torch.Tensor, end: torch.Tensor, start_positions: torch.Tensor, end_positions: torch.Tensor
+) -> torch.Tensor:
+    """Question answering: logits (B, S), -inf where no token is; positions beyond S cost nothing.
+
+    Unlike transformers, padding takes no part in the softmax.
+    """
+    S = start.shape[1]
+    losses = []
+    for logits, positions in ((start, start_positions), (end, end_positions)):
+        positions = positions.view(-1).clamp(0, S).to(logits.device)
+        # No -inf reaches the loss of a text without tokens: its positions are ignored.
+        ignored = torch.where(logits.isfinite().any(1), positions, S)
+        losses.append(F.cross_entropy(logits.float(), ignored, ignore_index=S))
+    return (losses[0] + losses[1]) / 2

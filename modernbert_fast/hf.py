@@ -1,0 +1,341 @@
+"""transformers' ModernBERT classes with packed forwards, under the same class names. Only accelerate.py imports this.
+
+A forward here packs once, runs encoder.py, and lays the result out as transformers would; what it cannot do it hands
+to the class it inherits from, and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers.models.modernbert.modeling_modernbert as stock
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import output_capturing
+from transformers.utils.generic import can_return_tuple
+
+from modernbert_fast import encoder, heads
+from modernbert_fast.batch import PackedBatch
+from modernbert_fast.config import EncoderConfig
+from modernbert_fast.dispatch import host_readable
+from modernbert_fast.ops import checks
+
+logger = logging.getLogger("modernbert_fast")
+
+
+@dataclass
+class Settings:
+    """What accelerate() was asked, kept on each accelerated ModernBertModel as `modernbert_fast_settings`.
+
+    Attributes:
+        config: the encoder's, read once.
+        strict: raise where the stock path would run.
+        loss_only: with labels, masked language modelling returns the loss without logits.
+        restart_position_ids: a position id of 0 starts a new text.
+        static: reasons why this model always takes the stock path.
+        said: reasons already logged.
+    """
+
+    config: EncoderConfig | None
+    strict: bool = False
+    loss_only: bool = False
+    restart_position_ids: bool = False
+    static: tuple[str, ...] = ()
+    said: set[str] = field(default_factory=set)
+
+
+@dataclass
+class PackedOutput:
+    """What ModernBertModel gives a head: rows (T, C), their batch, and the padded hidden states if wanted."""
+
+    hidden: torch.Tensor
+    batch: PackedBatch
+    hidden_states: tuple[torch.Tensor | None, ...] | None
+
+
+def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any]) -> list[str]:
+    """Why this call takes the stock path; empty when it is packed."""
+    settings, config = model.modernbert_fast_settings, model.config
+    why = list(settings.static)
+    if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
+        why.append("attention probabilities are returned only by the stock path")
+    if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() != 2):
+        why.append("masks of pairs (4-D or a dict) run on the stock path")
+    if model.training and config.attention_dropout > 0:
+        why.append("dropout of attention probabilities runs on the stock path")
+    if kwargs.get("is_causal", getattr(config, "is_causal", False)):
+        why.append("causal attention runs on the stock path")
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        why.append("tracing and export run on the stock path")
+    if why and settings.strict:
+        raise NotImplementedError("; ".join(why))
+    for reason in set(why) - settings.said:
+        logger.warning("modernbert_fast: %s", reason)
+        settings.said.add(reason)
+    return why
+
+
+class ModernBertEmbeddings(stock.ModernBertEmbeddings):
+    """Packed ids (T,) or embeddings (T, C) are normed in one pass; padded ones take the stock path."""
+
+    def forward(self, input_ids: Any = None, inputs_embeds: Any = None) -> torch.Tensor:
+        packed = input_ids.dim() == 1 if input_ids is not None else inputs_embeds.dim() == 2
+        if packed:
+            return encoder.embed(self, input_ids, inputs_embeds)
+        return super().forward(input_ids, inputs_embeds)
+
+
+class ModernBertEncoderLayer(stock.ModernBertEncoderLayer):
+    """Called with `packed`, a layer of encoder.py."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, packed: Any = None, **kwargs: Any) -> Any:
+        if packed is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        residual = args[0] if args else None
+        return encoder.layer(self, hidden_states, residual, packed, kwargs.get("defer", False))
+
+
+class ModernBertModel(stock.ModernBertModel):
+    """Packs, encodes, lays out again. `return_packed` is for the heads below."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        return_packed: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if objections(self, attention_mask, kwargs):
+            # Capture looks the model up by its class, which is not the one transformers registered.
+            output_capturing._CAN_RECORD_REGISTRY[self] = self._can_record_outputs
+            return super().forward(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        settings = self.modernbert_fast_settings
+        given = input_ids if input_ids is not None else inputs_embeds
+        batch = _pack(given, attention_mask, position_ids, kwargs, settings.restart_position_ids)
+        ids = embeds = None
+        if input_ids is not None:
+            ids = batch.unpad(input_ids)
+            check_ids(ids, self.embeddings.tok_embeddings)
+        else:
+            embeds = batch.unpad(inputs_embeds)
+        wanted = kwargs.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
+        states: list[torch.Tensor] | None = None if wanted is None or wanted is False else []
+        packed = encoder.prepare(settings.config, batch, self.dtype)
+        hidden = encoder.encode(self, packed, ids, embeds, states)
+        hidden_states = None if states is None else _laid_out(states, wanted, batch)
+        if return_packed:
+            return PackedOutput(hidden, batch, hidden_states)
+        last = batch.pad(hidden) if hidden_states is None or hidden_states[-1] is None else hidden_states[-1]
+        output = BaseModelOutput(last_hidden_state=last, hidden_states=hidden_states)
+        return output if kwargs.get("return_dict", getattr(self.config, "return_dict", True)) else output.to_tuple()
+
+
+def check_ids(ids: torch.Tensor, table: torch.nn.Module) -> None:
+    """Token ids lie inside the table: an IndexError here, where a GPU kernel could only fault."""
+    size = getattr(table, "num_embeddings", None)
+    if size is None or ids.numel() == 0 or host_readable(ids) or torch.compiler.is_compiling():
+        return  # on the CPU the embedding op itself checks
+    smallest, largest = torch.stack(torch.aminmax(ids)).tolist()
+    if smallest < 0 or largest >= size:
+        raise IndexError(f"input_ids holds {smallest if smallest < 0 else largest}, outside [0, {size})")
+
+
+@torch.compiler.disable
+def _pack(
+    given: torch.Tensor, attention_mask: Any, position_ids: Any, kwargs: dict[str, Any], restart: bool
+) -> PackedBatch:
+    """The batch of one call: flattened where cu_seq_lens_q says so, padded otherwise."""
+    B, S = given.shape[:2]
+    checks.same_device(given, attention_mask=attention_mask, position_ids=position_ids)
+    bounds = kwargs.get("cu_seq_lens_q")
+    if bounds is None:
+        return PackedBatch.from_padded((B, S), attention_mask, position_ids, device=given.device, restart=restart)
+    if B != 1:
+        raise ValueError(f"cu_seq_lens_q describes flattened input of shape (1, T), got a batch of {B}")
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError("cu_seq_lens_q and an attention_mask with padding contradict each other")
+    keys = kwargs.get("cu_seq_lens_k")
+    if keys is not None and not torch.equal(keys, bounds):
+        raise ValueError("cu_seq_lens_q and cu_seq_lens_k must be equal in an encoder")
+    checks.same_device(given, cu_seq_lens_q=bounds)
+    longest = kwargs.get("max_length_q")
+    return PackedBatch.from_flattened(S, bounds, None if longest is None else int(longest), position_ids)
+
+
+def _laid_out(states: list[torch.Tensor], wanted: Any, batch: PackedBatch) -> tuple[torch.Tensor | None, ...]:
+    """Hidden states (T, C) -> (B, S, C); where indices were asked for, None elsewhere."""
+    count = len(states)
+    chosen = range(count)
+    if wanted is not True:
+        chosen = [i % count for i in ([wanted] if isinstance(wanted, int) else wanted) if -count <= i < count]
+    return tuple(batch.pad(state) if i in chosen else None for i, state in enumerate(states))
+
+
+class _Head:
+    """What the five heads share: run the encoder, packed."""
+
+    def run(self: Any, attention_mask: Any, kwargs: dict[str, Any], **inputs: Any) -> PackedOutput | None:
+        """The packed encoder's output; None where the call takes the stock path."""
+        if objections(self.model, attention_mask, kwargs):
+            return None
+        return self.model(attention_mask=attention_mask, return_packed=True, **inputs, **kwargs)
+
+
+class ModernBertForMaskedLM(_Head, stock.ModernBertForMaskedLM):
+    """With labels and `loss_only`, only labelled rows meet the head, and no logits are made."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
+            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
+        num_items, loss, logits, hidden = kwargs.get("num_items_in_batch"), None, None, out.hidden
+        kept = None if labels is None else out.batch.unpad(labels)
+        if kept is not None and self.model.modernbert_fast_settings.loss_only:
+            loss = heads.masked_lm_loss(self, hidden, kept, num_items)
+        else:
+            sparse = self.sparse_prediction and kept is not None
+            if sparse:
+                labelled = kept != self.sparse_pred_ignore_index
+                hidden, kept = hidden[labelled], kept[labelled]
+            rows = heads.vocabulary_logits(self, hidden)
+            loss = None if kept is None else heads.rows_loss(rows, kept, num_items)
+            logits = rows if sparse else out.batch.pad(rows)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
+
+
+class ModernBertForSequenceClassification(_Head, stock.ModernBertForSequenceClassification):
+    """One row a text meets the head: its first token (in any padding) or its mean."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
+            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
+        logits, loss = heads.pooled_logits(self, out.hidden, out.batch, self.config.classifier_pooling), None
+        if labels is not None:
+            self.config.problem_type = self.config.problem_type or heads.problem_type(labels, self.num_labels)
+            loss = heads.text_loss(logits, labels, self.config.problem_type, self.num_labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
+
+
+class ModernBertForTokenClassification(_Head, stock.ModernBertForTokenClassification):
+    """Every token meets the head, padding does not."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
+            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
+        rows = heads.class_logits(self, out.hidden)
+        loss = None if labels is None else heads.rows_loss(rows, out.batch.unpad(labels))
+        return TokenClassifierOutput(loss=loss, logits=out.batch.pad(rows), hidden_states=out.hidden_states)
+
+
+class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering):
+    """Every token meets the head; the loss is over real tokens only."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
+            spans = {"start_positions": start_positions, "end_positions": end_positions}
+            return super().forward(attention_mask=attention_mask, **inputs, **spans, **kwargs)
+        rows = heads.class_logits(self, out.hidden)
+        start, end = out.batch.pad(rows).split(1, dim=-1)
+        start, end, loss = start.squeeze(-1).contiguous(), end.squeeze(-1).contiguous(), None
+        if start_positions is not None and end_positions is not None:
+            if out.batch.num_texts != start.shape[0]:
+                raise NotImplementedError("spans of flattened texts: compute the loss from the logits")
+            nowhere = ~out.batch.pad(torch.ones_like(rows[:, 0], dtype=torch.bool))
+            hidden = [logits.masked_fill(nowhere, float("-inf")) for logits in (start, end)]
+            loss = heads.span_loss(*hidden, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start, end_logits=end, hidden_states=out.hidden_states
+        )
+
+
+class ModernBertForMultipleChoice(_Head, stock.ModernBertForMultipleChoice):
+    """Choices are texts of the packed batch; one row of each meets the head."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        flat = {
+            "input_ids": None if input_ids is None else input_ids.flatten(0, 1),
+            "position_ids": None if position_ids is None else position_ids.flatten(0, -2),
+            "inputs_embeds": None if inputs_embeds is None else inputs_embeds.flatten(0, 1),
+        }
+        mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        if (out := self.run(mask, kwargs, **flat)) is None:
+            inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
+        rows = heads.pooled_logits(self, out.hidden, out.batch, self.config.classifier_pooling)
+        logits = rows.view(rows.shape[0] // choices, choices)
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
+
+
+CLASSES: dict[type, type] = {
+    stock.ModernBertEmbeddings: ModernBertEmbeddings,
+    stock.ModernBertEncoderLayer: ModernBertEncoderLayer,
+    stock.ModernBertModel: ModernBertModel,
+    stock.ModernBertForMaskedLM: ModernBertForMaskedLM,
+    stock.ModernBertForSequenceClassification: ModernBertForSequenceClassification,
+    stock.ModernBertForTokenClassification: ModernBertForTokenClassification,
+    stock.ModernBertForQuestionAnswering: ModernBertForQuestionAnswering,
+    stock.ModernBertForMultipleChoice: ModernBertForMultipleChoice,
+}

@@ -1,0 +1,119 @@
+"""define(): one schema, one fake and one check become one torch op; and the loading of the compiled parts.
+
+An op `<op>_<function>` is opaque to torch.compile. Its body checks its arguments, lets dispatch pick a row of the
+table, and calls `<function>` of that row's backend.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pathlib
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from modernbert_fast import dispatch
+
+PACKAGE = pathlib.Path(__file__).resolve().parent
+NAMESPACE = "modernbert_fast"
+NATIVE_NAMESPACE = "modernbert_fast_C"
+
+# Keeping the Library object alive keeps its registrations alive.
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(schema: str, *, op: str, fake: Callable, call: Callable[..., dispatch.Call], check: Callable) -> Callable:
+    """Registers one torch op and returns its overload.
+
+    Args:
+        schema: torch schema whose name is `<op>_<function>`.
+        op: the row of `dispatch.TABLE` that serves it.
+        fake: shapes and dtypes of the results, for tracing.
+        call: the static facts a row may object to, from the op's arguments.
+        check: raises ValueError, TypeError or IndexError on arguments no backend may see.
+    """
+    name = schema.partition("(")[0]
+    function = name.removeprefix(f"{op}_")
+
+    def run(*args: Any) -> Any:
+        check(*args)
+        backend = dispatch.pick(op, call(*args))
+        return getattr(backend, function)(*args)
+
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def python_backend(package: str) -> Callable[[str], ModuleType]:
+    """A backend of Python files: `modernbert_fast.<package>.<op>`."""
+    return lambda op: importlib.import_module(f"{NAMESPACE}.{package}.{op}")
+
+
+def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
+    """A backend of compiled ops: `torch.ops.modernbert_fast_C.<op>_<function>`, once `library` is loaded."""
+
+    def load(op: str) -> SimpleNamespace:
+        if why := _load_shared(library):
+            raise ImportError(why)
+        functions = {
+            overload.partition("::")[2].removeprefix(f"{op}_"): overload.partition("::")[2]
+            for overload in torch._C._dispatch_get_all_op_names()
+            if overload.startswith(f"{NATIVE_NAMESPACE}::{op}_")
+        }
+        if not functions:
+            raise ImportError(f"{library} holds no {op}")
+        native = getattr(torch.ops, NATIVE_NAMESPACE)
+        return SimpleNamespace(**{short: getattr(native, full).default for short, full in functions.items()})
+
+    return load
+
+
+def native_status() -> dict[str, str]:
+    """Each compiled library: "loaded", or why it is not."""
+    return {name: _load_shared(name) or "loaded" for name in ("_ops_cpu", "_ops_cuda")}
+
+
+def build_info() -> dict[str, Any]:
+    """What setup.py built and with which compiler, as it wrote it down; empty for a source tree never built."""
+    path = PACKAGE / "_build_info.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+@functools.cache
+def _load_shared(name: str) -> str:
+    """Loads `<name>.so`; returns "" or the reason it is not usable here."""
+    path = PACKAGE / f"{name}.so"
+    if not path.is_file():
+        return f"{name}.so was not built: {build_info().get('parts', {}).get(name, {}).get('reason', 'no build here')}"
+    if name == "_ops_cuda":
+        if torch.version.cuda is None:
+            return "_ops_cuda.so needs a CUDA build of torch"
+        if why := _load_shared("_ops_cpu"):  # the schemas live there
+            return why
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{name}.so does not load: {error}"
+    return ""
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU that matter here, by the names of /proc/cpuinfo (avx2, avx512_bf16, amx_bf16 ...)."""
+    try:
+        from modernbert_fast import _host
+    except ImportError:
+        known = {
+            "avx2": torch.cpu._is_avx2_supported,
+            "avx512f": torch.cpu._is_avx512_supported,
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
+            "amx_bf16": torch.cpu._is_amx_tile_supported,
+        }
+        return frozenset(flag for flag, supported in known.items() if supported())
+    return frozenset(_host.cpu_flags())

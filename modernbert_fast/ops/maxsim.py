@@ -1,0 +1,106 @@
+"""Late-interaction score of ragged queries and documents. Reference: modernbert_fast/reference/maxsim.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from modernbert_fast.dispatch import call_of
+from modernbert_fast.library import define
+from modernbert_fast.ops import checks
+
+
+def _check_forward(
+    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
+) -> None:
+    checks.floating(q=q, d=d)
+    checks.shape("q", q, None, None)
+    checks.shape("d", d, None, q.shape[1])
+    checks.cu_seqlens("cu_queries", cu_queries, q.shape[0])
+    checks.cu_seqlens("cu_documents", cu_documents, d.shape[0])
+    checks.same_device(q, d=d, cu_queries=cu_queries, cu_documents=cu_documents)
+    if pairwise and cu_queries.shape != cu_documents.shape:
+        raise ValueError(
+            f"pairwise scores need as many queries as documents, got {cu_queries.numel() - 1} and "
+            f"{cu_documents.numel() - 1}"
+        )
+
+
+def _check_backward(dscores: torch.Tensor, q: Any, d: Any, cu_q: Any, cu_d: Any, argmax: Any, pairwise: bool) -> None:
+    _check_forward(q, d, cu_q, cu_d, pairwise)
+    scores, winners = _fake_forward(q, d, cu_q, cu_d, pairwise)
+    checks.shape("dscores", dscores, *scores.shape)
+    checks.shape("argmax", argmax, *winners.shape)
+    checks.same_device(q, dscores=dscores, argmax=argmax)
+
+
+def _fake_forward(q: Any, d: Any, cu_q: Any, cu_d: Any, pairwise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    queries, documents = cu_q.shape[0] - 1, cu_d.shape[0] - 1
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    columns = () if pairwise else (documents,)
+    return q.new_empty((queries, *columns), dtype=dtype), q.new_empty((q.shape[0], *columns), dtype=torch.int32)
+
+
+_forward = define(
+    "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise)"
+    " -> (Tensor scores, Tensor argmax)",
+    op="maxsim",
+    fake=_fake_forward,
+    call=lambda q, d, *rest: call_of(q, d),
+    check=_check_forward,
+)
+_backward = define(
+    "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
+    " bool pairwise) -> (Tensor dq, Tensor dd)",
+    op="maxsim",
+    fake=lambda dscores, q, d, *rest: (q.new_empty(q.shape), d.new_empty(d.shape)),
+    call=lambda dscores, q, d, *rest: call_of(q, d),
+    check=_check_backward,
+)
+
+
+class _MaxSim(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Any, d: Any, cu_queries: Any, cu_documents: Any, pairwise: bool) -> Any:
+        scores, argmax = _forward(q, d, cu_queries, cu_documents, pairwise)
+        ctx.save_for_backward(q, d, cu_queries, cu_documents, argmax)
+        ctx.pairwise = pairwise
+        ctx.mark_non_differentiable(argmax)
+        return scores, argmax
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dscores: Any, dargmax: Any) -> Any:
+        return *_backward(dscores, *ctx.saved_tensors, ctx.pairwise), None, None, None
+
+
+def maxsim(
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    *,
+    pairwise: bool = False,
+    return_argmax: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Sum over a query's tokens of the best dot product with any token of the document.
+
+    Args:
+        q: (Tq, D) packed query tokens.
+        d: (Td, D) packed document tokens.
+        cu_queries: (Bq + 1,) int32 bounds, cu_documents: (Bd + 1,) int32 bounds.
+        pairwise: score query i against document i only.
+        return_argmax: also return which token won.
+
+    Returns:
+        scores fp32: (Bq, Bd), or (B,) pairwise. An empty document scores -inf against a query that has tokens (it
+        must not beat a real one), an empty query scores 0. With return_argmax also the winners' rows in d, int32
+        (Tq, Bd) or (Tq,), -1 where the document is empty.
+
+    Raises:
+        ValueError: on bounds or shapes that do not fit.
+    """
+    scores, argmax = _MaxSim.apply(q, d, cu_queries, cu_documents, pairwise)
+    return (scores, argmax) if return_argmax else scores

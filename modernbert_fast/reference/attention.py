@@ -1,0 +1,106 @@
+"""Packed attention in plain torch: the definition of right for ops/attention.py.
+
+Texts are taken one by one and queries in blocks; a windowed block meets only the keys its window reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from modernbert_fast.reference.rope import rotate
+
+_BLOCK = 64  # queries at a time: the scores of a block stay near the cache even at 8,192 keys
+
+
+def _planes(qkv: torch.Tensor, positions: torch.Tensor | None, cos: torch.Tensor | None, sin: torch.Tensor | None):
+    """qkv (T, 3, H, D) -> q, k, v (H, T, D) rotated, in the dtype of the softmax."""
+    wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    if positions is not None:
+        wide = torch.cat([rotate(wide[:, :2], positions, cos, sin), wide[:, 2:]], dim=1)
+    return wide.permute(1, 2, 0, 3).contiguous().unbind(0)
+
+
+def _blocks(
+    cu_seqlens: torch.Tensor, columns: torch.Tensor | None, window: int
+) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+    """Queries, the keys they may meet, and the pairs among these that the window hides (None: no pair)."""
+    bounds = cu_seqlens.tolist()
+    if columns is None:
+        columns = torch.arange(bounds[-1], device=cu_seqlens.device)
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        for first in range(start, end, _BLOCK):
+            last = min(first + _BLOCK, end)
+            rows, keys, hidden = slice(first, last), slice(start, end), None
+            if 0 <= window < end - start:
+                # Columns rise by at least one a token, so no key within the window lies outside this slice.
+                keys = slice(max(start, first - window), min(end, last + window))
+                hidden = (columns[rows, None] - columns[None, keys]).abs() > window
+            elif window >= 0:
+                hidden = (columns[rows, None] - columns[None, keys]).abs() > window
+            yield rows, keys, hidden
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, hidden: torch.Tensor | None, scale: float) -> torch.Tensor:
+    scores = torch.matmul(q * scale, k.transpose(1, 2))
+    return scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))
+
+
+def forward(
+    qkv: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    positions: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    columns: torch.Tensor | None,
+    tiles: torch.Tensor,
+    max_seqlen: int,
+    window: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """qkv (T, 3, H, D) -> o (T, H, D), lse (H, T) natural log, fp32 (fp64 for fp64)."""
+    T, _, H, D = qkv.shape
+    q, k, v = _planes(qkv, positions, cos, sin)
+    o, lse = q.new_empty((H, T, D)), q.new_empty((H, T))
+    for rows, keys, hidden in _blocks(cu_seqlens, columns, window):
+        scores = _scores(q[:, rows], k[:, keys], hidden, scale)
+        peak = scores.amax(dim=-1, keepdim=True)
+        weights = scores.sub_(peak).exp_()
+        total = weights.sum(dim=-1, keepdim=True)
+        o[:, rows] = torch.matmul(weights, v[:, keys]) / total
+        lse[:, rows] = (peak + total.log()).squeeze(-1)
+    return o.transpose(0, 1).to(qkv.dtype).contiguous(), lse
+
+
+def backward(
+    do: torch.Tensor,
+    qkv: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    positions: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    columns: torch.Tensor | None,
+    tiles: torch.Tensor,
+    max_seqlen: int,
+    window: int,
+    scale: float,
+) -> torch.Tensor:
+    """do (T, H, D) -> dqkv (T, 3, H, D); probabilities are recomputed from lse."""
+    q, k, v = _planes(qkv, positions, cos, sin)
+    do = do.to(q.dtype).transpose(0, 1)
+    delta = (do * o.to(q.dtype).transpose(0, 1)).sum(-1, keepdim=True)
+    dqkv = q.new_zeros((3, *q.shape))
+    dq, dk, dv = dqkv.unbind(0)
+    for rows, keys, hidden in _blocks(cu_seqlens, columns, window):
+        p = torch.exp(_scores(q[:, rows], k[:, keys], hidden, scale) - lse[:, rows, None])
+        ds = p * (torch.matmul(do[:, rows], v[:, keys].transpose(1, 2)) - delta[:, rows]) * scale
+        dq[:, rows] = torch.matmul(ds, k[:, keys])
+        dk[:, keys] += torch.matmul(ds.transpose(1, 2), q[:, rows])
+        dv[:, keys] += torch.matmul(p.transpose(1, 2), do[:, rows])
+    dqkv = dqkv.permute(2, 0, 1, 3)
+    if positions is not None:
+        dqkv = torch.cat([rotate(dqkv[:, :2], positions, cos, -sin), dqkv[:, 2:]], dim=1)
+    return dqkv.to(qkv.dtype).contiguous()

@@ -1,0 +1,56 @@
+"""Cross entropy over labelled rows in plain torch: the definition of right for ops/cross_entropy.py."""
+
+from __future__ import annotations
+
+import torch
+
+_ROWS = 512  # rows whose logits exist at one time
+
+
+def _chunks(labels: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, ...]:
+    """Indices of the labelled rows, a chunk at a time."""
+    labelled = (labels != ignore_index).nonzero().squeeze(1)
+    return labelled.split(_ROWS) if labelled.numel() else ()
+
+
+def _logits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(weight.dtype))
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (T, C), weight (V, C), labels (T,) -> loss (T,), lse (T,); zero for ignored rows."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = weight.to(dtype)
+    loss, lse = (torch.zeros(x.shape[0], dtype=dtype, device=x.device) for _ in range(2))
+    for rows in _chunks(labels, ignore_index):
+        logits = _logits(x[rows].to(dtype), wide, bias)
+        lse[rows] = torch.logsumexp(logits, dim=1)
+        loss[rows] = lse[rows] - logits.gather(1, labels[rows, None].long()).squeeze(1)
+    return loss, lse
+
+
+def backward(
+    dloss: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    lse: torch.Tensor,
+    ignore_index: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dloss (T,) -> dx (T, C), dweight (V, C), dbias (V,) or (0,)."""
+    wide = weight.to(lse.dtype)
+    dx, dweight = torch.zeros_like(x), torch.zeros_like(wide)
+    dbias = wide.new_zeros(0 if bias is None else weight.shape[0])
+    for rows in _chunks(labels, ignore_index):
+        kept = x[rows].to(lse.dtype)
+        dlogits = torch.exp(_logits(kept, wide, bias) - lse[rows, None])
+        dlogits.scatter_add_(1, labels[rows, None].long(), dlogits.new_full((rows.numel(), 1), -1.0))
+        dlogits *= dloss[rows, None]
+        dx[rows] = (dlogits @ wide).to(x.dtype)
+        dweight += dlogits.t() @ kept
+        if bias is not None:
+            dbias += dlogits.sum(0)
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)

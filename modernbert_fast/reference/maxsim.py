@@ -1,0 +1,59 @@
+"""Late-interaction score in plain torch: the definition of right for ops/maxsim.py."""
+
+from __future__ import annotations
+
+import torch
+
+
+def _pairs(cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool):
+    """Yields (query rows, document rows, index of the score) for every score wanted."""
+    queries, documents = cu_queries.tolist(), cu_documents.tolist()
+    for i in range(len(queries) - 1):
+        for j in (i,) if pairwise else range(len(documents) - 1):
+            index = (i,) if pairwise else (i, j)
+            yield slice(queries[i], queries[i + 1]), slice(documents[j], documents[j + 1]), index
+
+
+def forward(
+    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,), argmax (Tq, Bd) or (Tq,)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    wide_q, wide_d = q.to(dtype), d.to(dtype)
+    columns = () if pairwise else (cu_documents.numel() - 1,)
+    scores = wide_q.new_zeros((cu_queries.numel() - 1, *columns))
+    argmax = q.new_full((q.shape[0], *columns), -1, dtype=torch.int32)
+    for rows, document, index in _pairs(cu_queries, cu_documents, pairwise):
+        if rows.start == rows.stop:
+            continue
+        if document.start == document.stop:
+            scores[index] = float("-inf")
+            continue
+        best, winner = (wide_q[rows] @ wide_d[document].t()).max(dim=1)
+        scores[index] = best.sum()
+        argmax[(rows, *index[1:])] = (winner + document.start).int()
+    return scores, argmax
+
+
+def backward(
+    dscores: torch.Tensor,
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    argmax: torch.Tensor,
+    pairwise: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dscores (Bq, Bd) or (B,) -> dq (Tq, D), dd (Td, D)."""
+    dtype = dscores.dtype
+    dq, dd = torch.zeros_like(q, dtype=dtype), torch.zeros_like(d, dtype=dtype)
+    for rows, document, index in _pairs(cu_queries, cu_documents, pairwise):
+        if rows.start == rows.stop or document.start == document.stop:
+            continue
+        # A selection matrix adds up in a fixed order where index_add would not on every device.
+        chosen = (argmax[(rows, *index[1:])][:, None] == torch.arange(document.start, document.stop, device=d.device)).to(
+            dtype
+        )
+        dq[rows] += dscores[index] * (chosen @ d[document].to(dtype))
+        dd[document] += dscores[index] * (chosen.t() @ q[rows].to(dtype))
+    return dq.to(q.dtype), dd.to(d.dtype)

@@ -1,0 +1,19 @@
+"""Rotary position embedding in plain torch: the definition of right for ops/rope.py."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rotate(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x (T, ..., D) in the tables' dtype; positions (T,), cos, sin (P, D / 2) -> (T, ..., D)."""
+    shape = (x.shape[0], *(1 for _ in x.shape[1:-1]), cos.shape[1])
+    cos, sin = (table.index_select(0, positions).view(shape) for table in (cos, sin))
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def forward(qkv: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """qkv (T, 3, H, D) -> (T, 3, H, D) with q and k rotated."""
+    qk = rotate(qkv[:, :2].to(cos.dtype), positions, cos, sin)
+    return torch.cat([qk.to(qkv.dtype), qkv[:, 2:]], dim=1)

@@ -1,0 +1,233 @@
+"""The questions: each takes a problem, asks the backend in force, and raises AssertionError on a wrong answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from modernbert_fast import dispatch
+from modernbert_fast.testing.errors import assert_as_good_as, assert_same_bits
+from modernbert_fast.testing.memory import Guarded, dirty_allocator
+from modernbert_fast.testing.problems import Draw, Problem, Tensors
+
+# A maximum over few numbers is luck: small problems are drawn until this many results have been compared.
+_ENOUGH, _MOST_DRAWS = 512, 24
+
+
+def evaluate(run: Callable[..., Any], inputs: Tensors, grads: tuple[str, ...] = (), layout: str = "contiguous") -> Tensors:
+    """Results by name: "result 0", "result 1" ... and "d" + name for each gradient.
+
+    Gradients of the results are drawn from a seed of their own, the same for every dtype up to rounding, and given
+    in `layout`; "expanded" gives ones of stride 0.
+    """
+    inputs = {n: x.detach().requires_grad_() if n in grads else x for n, x in inputs.items()}
+    with torch.set_grad_enabled(bool(grads)):
+        results = run(**inputs)
+    results = results if isinstance(results, tuple) else (results,)
+    found = {f"result {i}": result.detach() for i, result in enumerate(results)}
+    if not grads:
+        return found
+    reached = [result for result in results if result.requires_grad]
+    given = [_given_gradient(seed, result, layout) for seed, result in enumerate(reached)]
+    wanted = [inputs[name] for name in grads]
+    taken: Any = [torch.zeros_like(x) for x in wanted]
+    if reached:
+        taken = torch.autograd.grad(reached, wanted, given, allow_unused=True, materialize_grads=True)
+    return found | {f"d{name}": grad for name, grad in zip(grads, taken, strict=True)}
+
+
+def truth_of(problem: Problem, inputs: Tensors) -> Tensors:
+    """The float64 reference on the inputs as they are."""
+    wide = {n: x.double() if x is not None and x.is_floating_point() else x for n, x in inputs.items()}
+    with dispatch.use_backend("reference", problem.op):
+        return evaluate(problem.run, wide, problem.grads)
+
+
+def check_accuracy(problem: Problem, layout: str = "contiguous") -> None:
+    """Results and gradients keep the error rule, on guarded inputs in `layout`; nothing around them is written."""
+    rounds = []
+    for seed in range(_draws(problem)):
+        inputs = problem.inputs(seed)
+        guards = {n: Guarded(x, layout) for n, x in inputs.items() if x is not None}
+        dressed = {n: guards[n].tensor if n in guards else None for n in inputs}
+        got = evaluate(problem.run, dressed, problem.grads, layout)
+        for name, guard in guards.items():
+            guard.check(name)
+        rounds.append((got, evaluate(problem.plain, inputs, problem.grads), truth_of(problem, inputs)))
+    for name in rounds[0][0]:
+        got, same_dtype, truth = (torch.cat([r[name].flatten() for r in way]) for way in zip(*rounds, strict=True))
+        shapes = rounds[0][0][name].shape, rounds[0][2][name].shape
+        assert shapes[0] == shapes[1], f"{name} has shape {tuple(shapes[0])}, expected {tuple(shapes[1])}"
+        if problem.exact:
+            assert_same_bits(got, truth.to(got.dtype), name)
+        assert_as_good_as(got, same_dtype, truth, name)
+
+
+def check_reference(problem: Problem) -> None:
+    """The float64 reference and plain torch in float64 are the same function: neither is trusted alone."""
+    inputs = problem.inputs()
+    wide = {n: x.double() if x is not None and x.is_floating_point() else x for n, x in inputs.items()}
+    truth, same_dtype = (evaluate(problem.plain, given, problem.grads) for given in (wide, inputs))
+    for name, got in truth_of(problem, inputs).items():
+        assert_as_good_as(got.to(same_dtype[name].dtype), same_dtype[name], truth[name], name)
+
+
+def check_expanded_gradient(problem: Problem) -> None:
+    """A gradient of stride 0, as `result.sum()` gives, counts as the same gradient stored in full."""
+    inputs = problem.inputs()
+    stored = evaluate(problem.run, inputs, problem.grads, "ones")
+    for name, got in evaluate(problem.run, inputs, problem.grads, "expanded").items():
+        assert_same_bits(got, stored[name], name)
+
+
+def check_repeats(problem: Problem, times: int = 2) -> None:
+    """Every run gives the same bits, whatever lies in the memory it gets."""
+    inputs = problem.inputs()
+    first = evaluate(problem.run, inputs, problem.grads)
+    for _ in range(times - 1):
+        dirty_allocator([*first.values()])
+        for name, got in evaluate(problem.run, inputs, problem.grads).items():
+            assert_same_bits(got, first[name], name)
+
+
+def check_isolation(problem: Problem) -> None:
+    """Other tokens, NaN or infinities in one text change no bit of another text's results and gradients."""
+    inputs, others = problem.inputs(), problem.inputs(seed=99)
+    before = evaluate(problem.run, inputs, problem.grads)
+    starts = inputs_starts(problem)
+    for text in _victims(problem.texts):
+        rows = slice(starts[text], starts[text] + problem.texts[text])
+        for value in (None, float("nan"), float("inf")):
+            changed = dict(inputs)
+            for name in problem.tokens:
+                changed[name] = inputs[name].clone()
+                changed[name][rows] = others[name][rows] if value is None else value
+            after = evaluate(problem.run, changed, problem.grads)
+            for name, got in after.items():
+                per_token = problem.result_rows == "token" if name.startswith("result") else name[1:] in problem.tokens
+                if name.startswith("d") and not per_token:
+                    continue  # summed over texts
+                place = rows if per_token else slice(text, text + 1)
+                kept = torch.ones(got.shape[0], dtype=torch.bool, device=got.device)
+                kept[place] = False
+                assert_same_bits(got[kept], before[name][kept], f"{name} beside text {text} full of {value or 'others'}")
+
+
+def inputs_starts(problem: Problem) -> list[int]:
+    """The first row of each text."""
+    return [sum(problem.texts[:i]) for i in range(len(problem.texts))]
+
+
+def check_compiled(problem: Problem) -> None:
+    """torch.compile takes the whole call as one graph, and changes no bit of the results or gradients."""
+    inputs = problem.inputs()
+    expected = evaluate(problem.run, inputs, problem.grads)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(problem.run, fullgraph=True, backend="aot_eager")
+        for name, got in evaluate(compiled, inputs, problem.grads).items():
+            assert_same_bits(got, expected[name], name)
+
+
+def check_gradients(problem: Problem) -> None:
+    """The backward of a float64 problem is the derivative of its forward, by finite differences."""
+    inputs = problem.inputs()
+    rest = {n: x for n, x in inputs.items() if n not in problem.grads}
+    torch.autograd.gradcheck(
+        lambda *wanted: problem.run(**rest, **dict(zip(problem.grads, wanted, strict=True))),
+        [inputs[name].clone().requires_grad_() for name in problem.grads],
+    )
+
+
+def check_registration(problem: Problem, layout: str = "contiguous") -> set[str]:
+    """torch.library.opcheck on every registered op the problem calls, backward too; returns their names."""
+    inputs = {n: None if x is None else Guarded(x, layout).tensor for n, x in problem.inputs().items()}
+    with _Recorder() as recorder:
+        evaluate(problem.run, inputs, problem.grads, layout)
+    for call in recorder.calls:
+        torch.library.opcheck(call.op, call.args)
+    return {call.op.name() for call in recorder.calls}
+
+
+def check_refuses(call: Callable[[], Any], errors: type[Exception] | tuple[type[Exception], ...], problem: Problem) -> None:
+    """Bad input raises one of `errors` with words in it, and the next call works."""
+    before = evaluate(problem.run, problem.inputs())
+    try:
+        call()
+    except errors as error:
+        assert len(str(error)) > 10, f"no words: {error!r}"
+    else:
+        raise AssertionError("accepted")
+    for name, got in evaluate(problem.run, problem.inputs()).items():
+        assert_same_bits(got, before[name], f"{name} of the next call")
+
+
+def hostile_bounds(total: int, device: torch.device) -> Iterator[tuple[str, torch.Tensor, type[Exception]]]:
+    """cu_seqlens that no op may accept for `total` >= 8 tokens: why, the tensor, the error."""
+    big = 2**31 - 1
+    values = {
+        "falls": [0, 5, 3, total],
+        "negative": [0, -1, total],
+        "INT_MIN": [0, -big - 1, total],
+        "INT_MAX inside": [0, big, total],
+        "INT_MAX last": [0, 4, big],
+        "starts late": [1, 4, total],
+        "starts below zero": [-1, 4, total],
+        "ends early": [0, 4, total - 1],
+        "ends late": [0, 4, total + 1],
+        "no text": [0],
+    }
+    for why, bounds in values.items():
+        yield why, torch.tensor(bounds, dtype=torch.int32, device=device), ValueError
+    good = torch.tensor([0, 4, total], dtype=torch.int32, device=device)
+    yield "empty", good[:0], ValueError
+    yield "a matrix", good[None], ValueError
+    yield "a scalar", good[0], ValueError
+    yield "int64", good.long(), TypeError
+    yield "floating", good.float(), TypeError
+    yield "another device", good.to("meta"), ValueError
+
+
+@dataclass(frozen=True)
+class _Call:
+    op: Any
+    args: tuple
+
+
+class _Recorder(TorchDispatchMode):
+    """Collects the calls of this package's registered ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func.namespace == "modernbert_fast":
+            detached = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in args)
+            self.calls.append(_Call(func, detached))
+        return func(*args, **(kwargs or {}))
+
+
+def _given_gradient(seed: int, result: torch.Tensor, layout: str) -> torch.Tensor:
+    if layout in ("ones", "expanded"):
+        one = result.new_ones(())
+        return one.expand_as(result) if layout == "expanded" else torch.ones_like(result)
+    # Drawn coarse, so that it is the same number in every dtype.
+    drawn = Draw(1000 + seed, torch.float64, result.device)(*result.shape).mul(8).round().div(8)
+    return Guarded(drawn.to(result.dtype), layout).tensor
+
+
+def _draws(problem: Problem) -> int:
+    inputs = problem.inputs()
+    size = min((inputs[name].numel() for name in problem.grads), default=_ENOUGH)
+    return 1 if size == 0 else min(_MOST_DRAWS, -(-_ENOUGH // size))
+
+
+def _victims(texts: tuple[int, ...]) -> list[int]:
+    """The first, a middle and the last text that has tokens."""
+    full = [i for i, length in enumerate(texts) if length]
+    return sorted({full[0], full[len(full) // 2], full[-1]}) if full else []

@@ -1,0 +1,269 @@
+"""Fair timing: arms interleaved round by round in one process, medians and spread, memory, machine facts."""
+
+import ctypes
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared.
+
+    Attributes:
+        name: what the table calls it.
+        run: does the work once; its result is what `check` sees.
+        check: takes the result of the last warm-up and raises when it is wrong: no wrong arm is ever timed.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    check: Callable[[Any], None] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one arm took.
+
+    Attributes:
+        name: the arm's.
+        samples: seconds, one a round.
+        peak_bytes: memory its last warm-up needed above what was held before; None if unknown.
+    """
+
+    name: str
+    samples: tuple[float, ...]
+    peak_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def p20(self) -> float:
+        return _quantile(self.samples, 0.2)
+
+    @property
+    def p80(self) -> float:
+        return _quantile(self.samples, 0.8)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        spread = {"median": self.median, "p20": self.p20, "p80": self.p80}
+        return {"name": self.name, **spread, "samples": list(self.samples), "peak_bytes": self.peak_bytes}
+
+
+def interleave(arms: Sequence[Arm], rounds: int = 5, warmup: int = 1) -> list[Measurement]:
+    """Times every arm once a round, so that drift of the machine meets all arms alike.
+
+    Args:
+        arms: what to compare. All are warmed up and checked before the first is timed.
+        rounds: samples per arm, at least 1.
+        warmup: untimed runs per arm; at least 1 if any arm has a check.
+
+    Returns:
+        One measurement per arm, in the order of `arms`.
+
+    Raises:
+        ValueError: `rounds` or `warmup` is too small.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if warmup < (1 if any(arm.check for arm in arms) else 0):
+        raise ValueError(f"warmup must be at least 1 where an arm is checked, got {warmup}")
+    peaks = [_warm_up(arm, warmup) for arm in arms]
+    samples: list[list[float]] = [[] for _ in arms]
+    for _ in range(rounds):
+        for arm, taken in zip(arms, samples, strict=True):
+            taken.append(seconds(arm.run))
+    return [
+        Measurement(arm.name, tuple(taken), peak)
+        for arm, taken, peak in zip(arms, samples, peaks, strict=True)
+    ]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call, device work included; what the call returns is freed outside the clock."""
+    synchronize()
+    start = time.perf_counter()
+    result = run()
+    synchronize()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def synchronize() -> None:
+    """Waits for the accelerator, if the machine has one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def peak_memory(run: Callable[[], Any]) -> tuple[Any, int | None]:
+    """The result of one call, and the bytes it needed above what was held before.
+
+    On an accelerator that did any work: its allocator's peak. Otherwise the growth of the process's resident
+    set, from the kernel's own high-water mark (Linux; None where the system keeps none that can be reset).
+    """
+    gc.collect()
+    synchronize()
+    _return_free_heap()
+    device_before, host_before = _reset_device_peak(), _reset_host_peak()
+    result = run()
+    synchronize()
+    device = (
+        torch.accelerator.max_memory_allocated() - device_before if torch.accelerator.is_available() else 0
+    )
+    if device:
+        return result, device
+    return result, None if host_before is None else _high_water_mark() - host_before
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a reader must know to compare a number with his own."""
+    from modernbert_fast import library
+
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("modernbert-fast", "torch", "transformers", "triton")},
+        "cpu": cpu_model(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": library.isa(),
+        "cpu_flags": sorted(library.cpu_flags()),
+        "accelerators": accelerators(),
+    }
+
+
+def accelerators() -> list[dict[str, Any]]:
+    """Name, compute capability and memory of every visible accelerator."""
+    if not torch.accelerator.is_available():
+        return []
+    module = torch.get_device_module()
+    found = []
+    for index in range(torch.accelerator.device_count()):
+        properties = module.get_device_properties(index)
+        major, minor = getattr(properties, "major", None), getattr(properties, "minor", None)
+        found.append(
+            {
+                "name": properties.name,
+                "capability": None if major is None else f"{major}.{minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return found
+
+
+def version(package: str) -> str | None:
+    """Installed version of a package, read without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, with `+changes` when files differ; None when installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def write_json(path: Path | str, record: Any) -> None:
+    """Writes a record as JSON, creating the folder; a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _warm_up(arm: Arm, times: int) -> int | None:
+    """Runs an arm untimed and checks what it gives; the last run's peak memory."""
+    for _ in range(times - 1):
+        arm.run()
+    if times == 0:
+        return None
+    result, peak = peak_memory(arm.run)
+    if arm.check is not None:
+        arm.check(result)
+    return peak
+
+
+def _quantile(samples: Sequence[float], fraction: float) -> float:
+    """Linear interpolation between the two nearest ranks."""
+    ordered = sorted(samples)
+    rank = fraction * (len(ordered) - 1)
+    low = int(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
+
+
+def _reset_host_peak() -> int | None:
+    """Starts a new peak of the resident set; returns the bytes resident now, None where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _high_water_mark()
+
+
+def _high_water_mark() -> int:
+    """The largest resident set since the last reset, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _reset_device_peak() -> int:
+    """Starts a new peak on the accelerator; returns the bytes held now."""
+    if not torch.accelerator.is_available():
+        return 0
+    torch.accelerator.reset_peak_memory_stats()
+    return torch.accelerator.memory_allocated()
+
+
+def _return_free_heap() -> None:
+    """Gives freed heap back to the system: what an earlier arm left in malloc must not hide this arm's growth."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,234 @@
+"""modernbert-fast encode: formats, order, errors, and byte-identical output after two kills."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modernbert_fast import ModernBert, PackedBatch
+from modernbert_fast.cli import main
+from modernbert_fast.commands.corpus import manual_texts
+
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
+TEXTS = ["", "a", "Zürich, 東京 and Ωmega", 'with "quotes", commas; and\ttabs', "word " * 700, "the last one"]
+
+
+def short_texts(count: int) -> list[str]:
+    words = " ".join(manual_texts()).split()
+    rng = random.Random(0)
+    return [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(count)]
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    if path.suffix == ".txt":
+        path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+    else:
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.table({"text": texts}), path)
+    return path
+
+
+def read_rows(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)["embeddings"]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    return np.stack(parquet.read_table(path)["embedding"].to_numpy(zero_copy_only=False))
+
+
+def expected(checkpoint: Path, texts: list[str], pooling: str, normalize: bool) -> np.ndarray:
+    """Text by text, pooled by hand."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.enable_truncation(512)
+    model = ModernBert.from_pretrained(checkpoint).eval()
+    rows = []
+    for text in texts:
+        with torch.inference_mode():
+            hidden = model(PackedBatch.from_lists([tokenizer.encode(text).ids])).double()
+        row = hidden[0] if pooling == "cls" else hidden.mean(0)
+        rows.append(row / row.norm() if normalize else row)
+    return torch.stack(rows).numpy()
+
+
+def encode(*args: object) -> int:
+    return main(["encode", "--threads", "1", *map(str, args)])
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_input_formats(tiny_checkpoint: Path, tmp_path: Path, suffix: str) -> None:
+    source = write_texts(tmp_path / f"texts{suffix}", TEXTS)
+    assert (
+        encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--shard", 4, "--max-tokens", 300)
+        == 0
+    )
+    rows = read_rows(tmp_path / "out.npy")
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, expected(tiny_checkpoint, TEXTS, "cls", False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
+@pytest.mark.parametrize(("pooling", "normalize"), [("cls", True), ("mean", False), ("mean", True)])
+def test_output_formats(
+    tiny_checkpoint: Path, tmp_path: Path, suffix: str, pooling: str, normalize: bool
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    source, output = write_texts(tmp_path / "texts.txt", TEXTS), tmp_path / f"out{suffix}"
+    flags = ["--normalize"] if normalize else []
+    assert encode(source, output, "--model", tiny_checkpoint, "--pooling", pooling, "--shard", 2, *flags) == 0
+    wanted = expected(tiny_checkpoint, TEXTS, pooling, normalize)
+    np.testing.assert_allclose(read_rows(output), wanted, rtol=1e-4, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        output.name,
+        f"{output.name}.json",
+        "texts.txt",
+    ]
+
+
+def test_no_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").touch()
+    for suffix in (".npy", ".safetensors"):
+        assert encode(tmp_path / "none.txt", tmp_path / f"out{suffix}", "--model", tiny_checkpoint) == 0
+        assert read_rows(tmp_path / f"out{suffix}").shape == (0, 64)
+
+
+def test_max_length_cuts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts.txt", ["word " * 50, "word " * 60])
+    assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--max-length", 8) == 0
+    first, second = read_rows(tmp_path / "out.npy")
+    np.testing.assert_array_equal(first, second)
+
+
+def test_two_kills_leave_no_trace(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts.txt", short_texts(2000))
+    options = ["--model", tiny_checkpoint, "--shard", 8, "--pooling", "mean"]
+    outputs = [tmp_path / f"out{suffix}" for suffix in (".npy", ".safetensors")]
+    for output in outputs:
+        assert encode(source, output, *options) == 0
+    undisturbed = [output.read_bytes() for output in outputs]
+
+    killed = tmp_path / "killed.npy"
+    command = [
+        sys.executable,
+        "-m",
+        "modernbert_fast",
+        "encode",
+        "--threads",
+        1,
+        source,
+        killed,
+        *options,
+        "--resume",
+    ]
+    rng = random.Random(1)
+    for earliest in (rng.randint(5, 60), rng.randint(80, 150)):
+        kill_after(command, tmp_path / "killed.npy.parts", earliest)
+        assert not killed.exists()
+    assert earliest <= len(finished(tmp_path / "killed.npy.parts")) < 250
+    assert encode(source, killed, *options, "--resume") == 0
+    assert killed.read_bytes() == undisturbed[0]
+    assert not (tmp_path / "killed.npy.parts").exists()
+
+    assert encode(source, tmp_path / "resumed.safetensors", *options, "--resume") == 0, (
+        "nothing to resume is fine"
+    )
+    assert (tmp_path / "resumed.safetensors").read_bytes() == undisturbed[1]
+
+
+def finished(parts: Path) -> list[Path]:
+    return list(parts.glob("????????.npy"))
+
+
+def kill_after(command: list[object], parts: Path, shards: int) -> None:
+    """Starts a run and kills it, with no chance to clean up, a moment after `shards` shards are on disk."""
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and len(finished(parts)) < shards:
+            time.sleep(0.001)
+        time.sleep(random.Random(shards).random() * 0.01)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def test_resume_refuses_other_work(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = write_texts(tmp_path / "texts.txt", TEXTS), tmp_path / "out.npy"
+    assert encode(source, output, "--model", tiny_checkpoint) == 0
+    before = output.read_bytes()
+    assert encode(source, output, "--model", tiny_checkpoint) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert encode(source, output, "--model", tiny_checkpoint, "--resume") == 0
+    assert "complete already" in capsys.readouterr().out
+    assert encode(source, output, "--model", tiny_checkpoint, "--resume", "--pooling", "mean") == 2
+    assert "pooling: was cls, is mean" in capsys.readouterr().err
+    write_texts(source, TEXTS[::-1])
+    assert encode(source, output, "--model", tiny_checkpoint, "--resume") == 2
+    assert "input: was" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert encode(source, output, "--model", tiny_checkpoint, "--overwrite") == 0
+    assert output.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', "line 2: no field 'text'"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not JSON"),
+        ("a.jsonl", '{"text": 7}\n', "row 1: the text is int"),
+        ("a.csv", "id,body\n1,x\n", "no column 'text' among ['id', 'body']"),
+        ("a.csv", "id,text\n1,x\n2\n", "row 2: the text is NoneType"),
+        ("a.doc", "x", "cannot read .doc"),
+        ("a.txt", b"ok\n\xff\xfe\n", "not UTF-8"),
+        ("missing.txt", None, "No such file"),
+    ],
+)
+def test_bad_input(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str | bytes | None,
+    message: str,
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert encode(tmp_path / name, tmp_path / "out.npy", "--model", tiny_checkpoint) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_bad_requests(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_texts(tmp_path / "texts.txt", ["x"])
+    for args, message in (
+        ((source, tmp_path / "out.xyz", "--model", tiny_checkpoint), "cannot write .xyz"),
+        ((source, tmp_path / "no" / "out.npy", "--model", tiny_checkpoint), "there is no folder"),
+        ((source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--max-length", 999), "512 positions"),
+        ((source, tmp_path / "out.npy", "--model", tmp_path), "tokenizer.json"),
+        (
+            (source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--device", "nonsense"),
+            "--device nonsense",
+        ),
+    ):
+        assert encode(*args) == 2
+        assert message in capsys.readouterr().err
