@@ -17,7 +17,7 @@ TORCH ?= 2.13.0
 ABI_TORCH ?= 2.11.0
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet
+PIP := $(BIN)/python -m pip install -qq --no-compile
 # The second supported line of transformers, put first on PYTHONPATH by the tests that compare both.
 OLD_TRANSFORMERS := transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9 certifi==2026.10.18
 OLD := $(VENV)/transformers-5.17
@@ -58,7 +58,7 @@ lint: build
 	@$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 test: lint
-	@timeout 1200 $(BIN)/python -m pytest -q
+	@OMP_WAIT_POLICY=passive timeout 1200 $(BIN)/python -m pytest -q
 
 bench: build
 	@$(BIN)/python -m pytest -q benchmarks
@@ -73,7 +73,7 @@ bench-gpu: build
 
 $(VENV)-abi/.packages:
 	@$(PYTHON) -m venv $(VENV)-abi
-	@$(VENV)-abi/bin/python -m pip install --quiet torch==$(ABI_TORCH) $$(grep -E '^(numpy|pytest|pytest-benchmark|safetensors)==' requirements-dev.txt)
+	@$(VENV)-abi/bin/python -m pip install -qq torch==$(ABI_TORCH) $$(grep -E '^(numpy|pytest|pytest-benchmark|safetensors)==' requirements-dev.txt)
 	@touch $@
 
 test-abi: build $(VENV)-abi/.packages

@@ -1,7 +1,7 @@
 """Builds the package and, where the machine can, its native parts. pyproject.toml holds the metadata.
 
-Each part is optional: what cannot be built is left out, one line says so, and modernbert_fast/_build_info.json
-keeps the reason for `modernbert-fast info`.
+Each part is optional: what cannot be built is left out, one line says so, and the reason stays in
+modernbert_fast/_build_info.json for `modernbert-fast info`.
 
     MODERNBERT_FAST_SKIP_BUILD=1    the pure Python and Triton package
     MODERNBERT_FAST_CUDA=0          no CUDA operators
@@ -29,9 +29,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["modernbert_fast"] + [
-    f"modernbert_fast.{name}" for name in ("aten", "commands", "kernels", "ops", "reference")
-]
+SUBPACKAGES = ("aten", "commands", "kernels", "ops", "reference", "testing")
 SKIP_BUILD = os.environ.get("MODERNBERT_FAST_SKIP_BUILD", "") not in ("", "0")
 CUDA = os.environ.get("MODERNBERT_FAST_CUDA", "")
 ALL_CUDA_ARCHS = "75-real;80-real;86-real;89-real;90a-real;100-real;120"
@@ -241,7 +239,7 @@ def native_possible() -> bool:
 
 
 setup(
-    packages=PACKAGES,
+    packages=["modernbert_fast", *(f"modernbert_fast.{name}" for name in SUBPACKAGES)],
     # Installed as a top-level `kernels` it would replace the package that Hugging Face gave that name.
     package_dir={"modernbert_fast.kernels": "kernels"},
     package_data={"modernbert_fast": ["py.typed"]},

@@ -14,25 +14,6 @@ namespace modernbert_fast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class Error, class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw Error(text.str());
-}
-
-/// Throws ValueError with the concatenated parts unless ok.
-template <class... Parts>
-void check(bool ok, const Parts&... parts) {
-  if (!ok) fail<std::invalid_argument>(parts...);
-}
-
-/// Throws IndexError with the concatenated parts unless ok.
-template <class... Parts>
-void check_index(bool ok, const Parts&... parts) {
-  if (!ok) fail<std::out_of_range>(parts...);
-}
-
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return "float32";
@@ -57,8 +38,34 @@ inline std::string shape_text(const Tensor& x) {
   return text.str();
 }
 
+/// How a part of a message is written: a tensor as its shape, anything else as itself.
+template <class Part>
+const Part& shown(const Part& part) {
+  return part;
+}
+inline std::string shown(const Tensor& x) { return shape_text(x); }
+
+template <class Error, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << shown(parts));
+  throw Error(text.str());
+}
+
+/// Throws ValueError with the concatenated parts unless ok.
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) fail<std::invalid_argument>(parts...);
+}
+
+/// Throws IndexError with the concatenated parts unless ok.
+template <class... Parts>
+void check_index(bool ok, const Parts&... parts) {
+  if (!ok) fail<std::out_of_range>(parts...);
+}
+
 inline void check_dim(const Tensor& x, const char* name, int64_t dim) {
-  if (x.dim() != dim) fail<std::invalid_argument>(name, " must have ", dim, " dimensions, got shape ", shape_text(x));
+  check(x.dim() == dim, name, " must have ", dim, " dimensions, got shape ", x);
 }
 
 /// shape in words, such as "(T, C)", is what the sizes stand for.
@@ -69,13 +76,16 @@ inline void check_shape(const Tensor& x, const char* name, std::initializer_list
   if (same) return;
   std::ostringstream wanted;
   for (int64_t size : sizes) wanted << (wanted.tellp() > 0 ? ", " : "") << size;
-  fail<std::invalid_argument>(name, " must be ", shape, " = (", wanted.str(), "), got ", shape_text(x));
+  fail<std::invalid_argument>(name, " must be ", shape, " = (", wanted.str(),
+                              sizes.size() == 1 ? ",), got " : "), got ", x);
 }
 
 inline void check_dtype(const Tensor& x, const char* name, std::initializer_list<ScalarType> allowed) {
+  for (ScalarType dtype : allowed)
+    if (x.scalar_type() == dtype) return;
   std::ostringstream names;
   for (ScalarType dtype : allowed) {
-    if (x.scalar_type() == dtype) return;
+    if (names.str() == dtype_name(dtype)) continue;  // an allowed dtype that happens to equal another
     names << (names.tellp() > 0 ? ", " : "") << dtype_name(dtype);
   }
   fail<std::invalid_argument>(name, " must be ", names.str(), ", got ", dtype_name(x.scalar_type()));

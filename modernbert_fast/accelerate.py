@@ -162,7 +162,7 @@ def _hf() -> Any:
     return hf
 
 
-def _unfamiliar(hf: Any, model: nn.Module) -> str:
+def _unfamiliar(hf: Any, model: Any) -> str:
     """Why the encoder's module tree is not the one encoder.py drives; empty when it is."""
     familiar = {stock: (stock, fast) for stock, fast in hf.CLASSES.items()}
     expected = [(model, hf.stock.ModernBertModel), (model.embeddings, hf.stock.ModernBertEmbeddings)]

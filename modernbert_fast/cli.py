@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from modernbert_fast import __version__
 from modernbert_fast.commands import CommandError
-from modernbert_fast.timing import version
 
 COMMANDS = ("info", "check", "bench", "encode", "demo")
 
@@ -37,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="modernbert-fast", description="ModernBERT, faster: same weights, same outputs."
     )
-    parser.add_argument(
-        "--version", action="version", version=f"modernbert-fast {version('modernbert-fast')}"
-    )
+    parser.add_argument("--version", action="version", version=f"modernbert-fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name in COMMANDS:
         command = importlib.import_module(f"modernbert_fast.commands.{name}")

@@ -116,7 +116,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
-    "attention": (_REFERENCE,),
+    "attention": (
+        Row("aten", _python("aten"), devices=("cpu",)),
+        _REFERENCE,
+    ),
     "rope": (_REFERENCE,),
     "geglu": (_REFERENCE,),
     "linear": (
@@ -135,7 +138,7 @@ _forced: dict[str, str] = {}
 
 
 def force(name: str | None, *ops: str) -> dict[str, str]:
-    """Makes `name` the only backend of `ops` (of all ops when none is named); None lifts it. Returns the former state."""
+    """Makes `name` the only backend of `ops` (all when none is named); None lifts it. Returns the former state."""
     global _forced
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")

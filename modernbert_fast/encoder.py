@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 from modernbert_fast import ops
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
+
+_EXACT_GELU = ("GELU", "GELUActivation")  # torch's and transformers' class for "gelu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,35 +61,38 @@ def _rotary_tables(
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         frequencies, scaling = inv_freq(config, kind)
         angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
-        return tuple((f(angles) * scaling).to(device, dtype) for f in (torch.cos, torch.sin))
+        return (angles.cos() * scaling).to(device, dtype), (angles.sin() * scaling).to(device, dtype)
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether only the module's own weight decides its output: no hook, adapter, quantisation, sharding or patch."""
+def is_untouched(module: nn.Module) -> bool:
+    """Whether nobody hooked or patched the module."""
     return (
-        type(module) is kind
-        and type(module.weight) in (nn.Parameter, torch.Tensor)
-        and "forward" not in module.__dict__
+        "forward" not in module.__dict__
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
     )
 
 
-def project(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether only the module's own weight decides its output: no hook, adapter, quantisation, sharding or patch."""
+    return type(module) is kind and type(module.weight) in (nn.Parameter, torch.Tensor) and is_untouched(module)
+
+
+def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
     """A linear layer on packed rows: (T, K) -> (T, N); anything but a plain nn.Linear is called as it is."""
     if is_plain(linear, nn.Linear) and linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
         return ops.linear(x, linear.weight, linear.bias)
     return linear(x)
 
 
-def norm(layer_norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def norm(layer_norm: Any, x: torch.Tensor) -> torch.Tensor:
     """A norm on packed rows: (T, C) -> (T, C)."""
     if is_plain(layer_norm, nn.LayerNorm):
         return ops.layer_norm(x, layer_norm.weight, layer_norm.bias, layer_norm.eps)
     return layer_norm(x)
 
 
-def add_norm(layer_norm: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def add_norm(layer_norm: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Residual add and norm, in one pass where the norm is plain: returns (normed, sum), both (T, C)."""
     if is_plain(layer_norm, nn.LayerNorm):
         return ops.add_layer_norm(x, residual, layer_norm.weight, layer_norm.bias, layer_norm.eps)
@@ -94,7 +100,7 @@ def add_norm(layer_norm: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> 
     return layer_norm(total), total
 
 
-def embed(embeddings: nn.Module, ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+def embed(embeddings: Any, ids: Any, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
     """ids (T,) or inputs_embeds (T, C) -> (T, C), normed."""
     table, layer_norm = embeddings.tok_embeddings, embeddings.norm
     if inputs_embeds is not None:
@@ -108,16 +114,16 @@ def embed(embeddings: nn.Module, ids: torch.Tensor | None, inputs_embeds: torch.
     return embeddings.drop(x)
 
 
-def mlp_act(mlp: nn.Module, x: torch.Tensor, activation: str) -> torch.Tensor:
+def mlp_act(mlp: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
     """(T, 2F) -> (T, F): the activated first half times the second."""
-    if activation == "gelu":
+    if activation == "gelu" and type(mlp.act).__name__ in _EXACT_GELU and is_untouched(mlp.act):
         return ops.geglu(x)
     a, b = x.chunk(2, dim=-1)
     return mlp.act(a) * b
 
 
 def layer(
-    block: nn.Module, x: torch.Tensor, residual: torch.Tensor | None, packed: Packed, defer: bool
+    block: Any, x: torch.Tensor, residual: torch.Tensor | None, packed: Packed, defer: bool
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """One encoder layer.
 
@@ -134,7 +140,7 @@ def layer(
         normed, residual = add_norm(block.attn_norm, x, residual)
     attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
     o = ops.attention(
-        project(attn.Wqkv, normed).view(x.shape[0], 3, -1, attn.head_dim),
+        project(attn.Wqkv, normed).unflatten(-1, (3, -1, attn.head_dim)),
         batch.cu_seqlens,
         batch.max_seqlen,
         window=kind.window,
@@ -153,7 +159,7 @@ def layer(
 
 
 def encode(
-    model: nn.Module,
+    model: Any,
     packed: Packed,
     ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None = None,

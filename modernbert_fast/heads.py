@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,28 +14,33 @@ from modernbert_fast.batch import PackedBatch
 IGNORE = -100
 
 
-def predict(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def predict(head: Any, x: torch.Tensor) -> torch.Tensor:
     """The prediction head: dense, activation, norm. (T, C) -> (T, C)."""
     return encoder.norm(head.norm, head.act(encoder.project(head.dense, x)))
 
 
-def vocabulary_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def _head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The model's prediction head on rows (T, C); called as a module where hooks or sharding hang on it."""
+    return predict(model.head, x) if encoder.is_untouched(model.head) else model.head(x)
+
+
+def vocabulary_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Masked language model: hidden (T, C) -> logits (T, V)."""
-    return encoder.project(model.decoder, predict(model.head, hidden))
+    return encoder.project(model.decoder, _head(model, hidden))
 
 
-def class_logits(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def class_logits(model: Any, rows: torch.Tensor) -> torch.Tensor:
     """Classification of rows (pooled texts or tokens): (N, C) -> (N, num_labels)."""
-    return encoder.project(model.classifier, model.drop(predict(model.head, rows)))
+    return encoder.project(model.classifier, model.drop(_head(model, rows)))
 
 
-def pooled_logits(model: nn.Module, hidden: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
+def pooled_logits(model: Any, hidden: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
     """Classification of texts: hidden (T, C) -> (B, num_labels), one row of `mode` "cls" or "mean" a text."""
     return class_logits(model, ops.pooling(hidden, batch.cu_seqlens, mode))
 
 
 def multi_vector(
-    hidden: torch.Tensor, projection: nn.Module | None = None, normalize: bool = True
+    hidden: torch.Tensor, projection: Any | None = None, normalize: bool = True
 ) -> torch.Tensor:
     """Late interaction: hidden (T, C) -> one vector a token (T, D), of unit length with `normalize`."""
     vectors = hidden if projection is None else encoder.project(projection, hidden)
@@ -41,7 +48,7 @@ def multi_vector(
 
 
 def masked_lm_loss(
-    model: nn.Module,
+    model: Any,
     hidden: torch.Tensor,
     labels: torch.Tensor,
     num_items: torch.Tensor | int | None = None,
@@ -58,7 +65,7 @@ def masked_lm_loss(
         Scalar fp32; 0 with zero gradients when nothing is labelled, where transformers gives NaN.
     """
     labelled = (labels != ignore_index).nonzero().squeeze(1)
-    rows = predict(model.head, hidden.index_select(0, labelled))
+    rows = _head(model, hidden.index_select(0, labelled))
     kept = labels.index_select(0, labelled)
     decoder = model.decoder
     if encoder.is_plain(decoder, nn.Linear):

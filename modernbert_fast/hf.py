@@ -178,9 +178,8 @@ def _pack(
 def _laid_out(states: list[torch.Tensor], wanted: Any, batch: PackedBatch) -> tuple[torch.Tensor | None, ...]:
     """Hidden states (T, C) -> (B, S, C); where indices were asked for, None elsewhere."""
     count = len(states)
-    chosen = range(count)
-    if wanted is not True:
-        chosen = [i % count for i in ([wanted] if isinstance(wanted, int) else wanted) if -count <= i < count]
+    asked = range(count) if wanted is True else [wanted] if isinstance(wanted, int) else wanted
+    chosen = {i % count for i in asked if -count <= i < count}
     return tuple(batch.pad(state) if i in chosen else None for i, state in enumerate(states))
 
 
@@ -215,13 +214,13 @@ class ModernBertForMaskedLM(_Head, stock.ModernBertForMaskedLM):
         if kept is not None and self.model.modernbert_fast_settings.loss_only:
             loss = heads.masked_lm_loss(self, hidden, kept, num_items)
         else:
-            sparse = self.sparse_prediction and kept is not None
-            if sparse:
+            sparse = self.sparse_prediction
+            if sparse and kept is not None:
                 labelled = kept != self.sparse_pred_ignore_index
                 hidden, kept = hidden[labelled], kept[labelled]
             rows = heads.vocabulary_logits(self, hidden)
             loss = None if kept is None else heads.rows_loss(rows, kept, num_items)
-            logits = rows if sparse else out.batch.pad(rows)
+            logits = rows if sparse and kept is not None else out.batch.pad(rows)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
@@ -293,8 +292,8 @@ class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering
             if out.batch.num_texts != start.shape[0]:
                 raise NotImplementedError("spans of flattened texts: compute the loss from the logits")
             nowhere = ~out.batch.pad(torch.ones_like(rows[:, 0], dtype=torch.bool))
-            hidden = [logits.masked_fill(nowhere, float("-inf")) for logits in (start, end)]
-            loss = heads.span_loss(*hidden, start_positions, end_positions)
+            first, last = (logits.masked_fill(nowhere, float("-inf")) for logits in (start, end))
+            loss = heads.span_loss(first, last, start_positions, end_positions)
         return QuestionAnsweringModelOutput(
             loss=loss, start_logits=start, end_logits=end, hidden_states=out.hidden_states
         )

@@ -44,9 +44,14 @@ def define(schema: str, *, op: str, fake: Callable, call: Callable[..., dispatch
         backend = dispatch.pick(op, call(*args))
         return getattr(backend, function)(*args)
 
+    def trace(*args: Any) -> Any:
+        if len(devices := {x.device for x in args if isinstance(x, torch.Tensor)}) > 1:
+            raise ValueError(f"the arguments of {name} live on {' and '.join(sorted(map(str, devices)))}")
+        return fake(*args)
+
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", trace, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
@@ -103,11 +108,20 @@ def _load_shared(name: str) -> str:
     return ""
 
 
+def isa() -> str:
+    """The loops that the compiled CPU ops run: "avx512", "avx2", "baseline", or "none" where they are not built.
+
+    Raises:
+        ValueError: MODERNBERT_FAST_ISA names one that is unknown or that this processor cannot run.
+    """
+    return "none" if _load_shared("_ops_cpu") else getattr(torch.ops, NATIVE_NAMESPACE).cpu_isa()
+
+
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this CPU that matter here, by the names of /proc/cpuinfo (avx2, avx512_bf16, amx_bf16 ...)."""
+    """Instruction sets of this CPU that matter here, by the names of /proc/cpuinfo (avx2, amx_bf16 ...)."""
     try:
-        from modernbert_fast import _host
+        import modernbert_fast._host as _host
     except ImportError:
         known = {
             "avx2": torch.cpu._is_avx2_supported,

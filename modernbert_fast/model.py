@@ -152,13 +152,16 @@ class ModernBert(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """Parameters of the prediction head; heads.predict computes with them."""
+    """The prediction head, named as in transformers."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
         self.act = activation(config.classifier_activation)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return heads.predict(self, x)
 
 
 class ModernBertWithHead(nn.Module):

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 try:
-    from modernbert_fast import _host
+    import modernbert_fast._host as _host
 except ImportError:  # built without a compiler: the same results, more slowly
-    _host = None  # type: ignore[assignment]
+    _host = None
 
 Indices = NDArray[np.int64]
 

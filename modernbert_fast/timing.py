@@ -89,10 +89,7 @@ def interleave(arms: Sequence[Arm], rounds: int = 5, warmup: int = 1) -> list[Me
     for _ in range(rounds):
         for arm, taken in zip(arms, samples, strict=True):
             taken.append(seconds(arm.run))
-    return [
-        Measurement(arm.name, tuple(taken), peak)
-        for arm, taken, peak in zip(arms, samples, peaks, strict=True)
-    ]
+    return [Measurement(arm.name, tuple(taken), peak) for arm, taken, peak in zip(arms, samples, peaks, strict=True)]
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -124,9 +121,7 @@ def peak_memory(run: Callable[[], Any]) -> tuple[Any, int | None]:
     device_before, host_before = _reset_device_peak(), _reset_host_peak()
     result = run()
     synchronize()
-    device = (
-        torch.accelerator.max_memory_allocated() - device_before if torch.accelerator.is_available() else 0
-    )
+    device = torch.accelerator.max_memory_allocated() - device_before if torch.accelerator.is_available() else 0
     if device:
         return result, device
     return result, None if host_before is None else _high_water_mark() - host_before
@@ -134,14 +129,15 @@ def peak_memory(run: Callable[[], Any]) -> tuple[Any, int | None]:
 
 def machine_facts() -> dict[str, Any]:
     """What a reader must know to compare a number with his own."""
-    from modernbert_fast import library
+    from modernbert_fast import __version__, library
 
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("modernbert-fast", "torch", "transformers", "triton")},
+        "modernbert-fast": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "triton")},
         "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -188,18 +184,14 @@ def cpu_model() -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, with `+changes` when files differ; None when installed."""
+    """Commit of the checkout this package runs from, `+changes` if files differ; None when installed."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
-        ).stdout
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if changed else "")
@@ -263,7 +255,7 @@ def _reset_device_peak() -> int:
 
 
 def _return_free_heap() -> None:
-    """Gives freed heap back to the system: what an earlier arm left in malloc must not hide this arm's growth."""
+    """Gives freed heap back to the system: what one arm left must not hide the next one's growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)

@@ -1,4 +1,8 @@
-"""Fixtures that more than one test file needs."""
+"""Fixtures that more than one test file needs, and the backend as a parameter read from the table.
+
+A test module of one op says `OP = "<op>"`. Its tests that take `backend`, `device` and `dtype` run for every row of
+dispatch.TABLE[OP], on every device of this machine that the row takes, in every dtype it takes.
+"""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +10,69 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from modernbert_fast import dispatch, testing
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEVICES = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require", default="", help="backends, by comma, for which a skip is a failure")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" not in metafunc.fixturenames:
+        return
+    with_op = "op" in metafunc.fixturenames
+    with_dtype = "dtype" in metafunc.fixturenames
+    cells = []
+    for op in dispatch.TABLE if with_op else (metafunc.module.OP,):
+        for row in dispatch.TABLE[op]:
+            # A row with no device here is asked once, to say why it does not run.
+            devices = [d for d in DEVICES if row.devices is None or d in row.devices] or DEVICES[:1]
+            for device in devices:
+                for dtype in [d for d in DTYPES if d in row.dtypes] if with_dtype else (None,):
+                    cells.append(((op,) if with_op else ()) + (row.backend, device) + ((dtype,) if with_dtype else ()))
+    names = ("op",) * with_op + ("backend", "device") + ("dtype",) * with_dtype
+    metafunc.parametrize(names, cells, indirect=["backend", "device"], ids=[_words(cell) for cell in cells])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
+    """The objection of the row under test is why the test is skipped."""
+    backend = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("backend")
+    try:
+        return (yield)
+    except dispatch.NoBackend as objection:
+        if not backend:
+            raise
+        if backend in pyfuncitem.config.getoption("--require").split(","):
+            pytest.fail(f"{backend} is required here: {objection}")
+        pytest.skip(str(objection))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of the row under test, or the best of this machine."""
+    return torch.device(getattr(request, "param", DEVICES[0]))
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The row under test, forced for its op; what the package leaves uninitialised is full of NaN."""
+    op = request.getfixturevalue("op") if "op" in request.fixturenames else request.module.OP
+    with dispatch.use_backend(request.param, op), testing.poisoned():
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def _words(cell: tuple) -> str:
+    return "-".join(str(part).removeprefix("torch.") for part in cell)
 
 
 @pytest.fixture
@@ -46,3 +113,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     train_tokenizer(manual_texts(), vocab_size=512).save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny models run on one thread: two spend their time waiting for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

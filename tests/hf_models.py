@@ -1,7 +1,9 @@
 """Tiny random ModernBERTs of transformers, batches in every padding, and the answer each class should give."""
 
 import copy
+import os
 import random
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +100,8 @@ def build(architecture, config, seed=0):
     config = copy.deepcopy(config)
     if architecture == "ModernBertForQuestionAnswering":
         config.num_labels = 2
+    if architecture == "ModernBertForTokenClassification" and config.num_labels == 1:
+        config.num_labels = 3  # one class of one is no choice, and has no gradient
     model = getattr(transformers, architecture)(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -106,17 +110,13 @@ def build(architecture, config, seed=0):
             if parameter.dim() == 1:
                 parameter.add_(0.2 * noise)
             else:
-                parameter.copy_(noise * 1.5 * parameter.shape[1] ** -0.5)
+                parameter.copy_(noise * 1.2 * parameter.shape[1] ** -0.5)
     return model
 
 
 @dataclass
 class Batch:
-    """Ids (B, S), the mask (B, S) of bool, and targets for every class; "packed" batches hold S - 1, S - 2 ... too.
-
-    Attributes:
-        kind: one of KINDS.
-    """
+    """Four texts: ids (B, S) with zeros for padding, mask (B, S) of bool, and one of KINDS."""
 
     kind: str
     ids: torch.Tensor
@@ -131,9 +131,12 @@ class Batch:
     def inputs(self, architecture):
         """Keyword arguments of a forward call."""
         if self.kind != "packed":
-            shape = (2, -1, self.ids.shape[1]) if architecture == "ModernBertForMultipleChoice" else self.ids.shape
+            choices = architecture == "ModernBertForMultipleChoice"
+            shape = (2, -1, self.ids.shape[1]) if choices else self.ids.shape
             given = {"input_ids": self.ids.view(shape)}
-            return given if self.kind == "none" else {**given, "attention_mask": self.mask.long().view(shape)}
+            if self.kind == "none" and not choices:  # of which transformers cannot take the mean without a mask
+                return given
+            return {**given, "attention_mask": self.mask.long().view(shape)}
         flat = torch.cat(self.texts)[None]
         return {
             "input_ids": flat[None] if architecture == "ModernBertForMultipleChoice" else flat,
@@ -194,7 +197,7 @@ class Batch:
         targets = self.targets(architecture, config)
         if not targets:
             generator = torch.Generator().manual_seed(self.seed + 2)
-            return (rows * torch.randn(rows.shape, generator=generator)).mean()
+            return F.mse_loss(rows, torch.randn(rows.shape, generator=generator))
         if architecture == "ModernBertForQuestionAnswering":
             sizes = self.mask.sum(1).tolist()
             losses = []
@@ -242,21 +245,26 @@ def alone(model, architecture, texts):
     rows = []
     for text in texts:
         ids = text[None, None] if architecture == "ModernBertForMultipleChoice" else text[None]
-        output = model(input_ids=ids)
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
         one = Batch("none", text[None], torch.ones(1, len(text), dtype=torch.bool), 0)
         rows.append(one.rows(architecture, output))
     return torch.cat(rows)
 
 
-def relative(actual, expected):
-    """Largest error, over the largest value expected."""
+def relative(actual, expected, floor=1e-30):
+    """Largest error, over the largest value expected or `floor`."""
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     if actual.numel() == 0:
         return 0.0
-    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)
-    return float(error)
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(floor))
 
 
 def gradients(model):
     """Every parameter's gradient by name."""
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def environment(**changes):
+    """The environment of a child process that imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **changes}

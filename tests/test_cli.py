@@ -62,16 +62,12 @@ def test_check_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "all match" in capsys.readouterr().out
 
 
-def test_check_fails_on_a_wrong_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_fails_on_a_wrong_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     right = mf.accelerate
 
     def wrong(model: torch.nn.Module) -> torch.nn.Module:
-        right(model).base_model.final_norm.weight = torch.nn.Parameter(
-            1.01 * model.base_model.final_norm.weight
-        )
+        right(model).base_model.final_norm.weight = torch.nn.Parameter(1.01 * model.base_model.final_norm.weight)
         return model
 
     monkeypatch.setattr(mf, "accelerate", wrong)
@@ -99,9 +95,7 @@ def test_bench_writes_a_record(
     options = ["--model", str(tiny_checkpoint), *CPU, "--rounds", "2", "--output", str(tmp_path)]
     assert cli.main(["bench", *options, *(str(texts) if word == "TEXTS" else word for word in choice)]) == 0
     record = json.loads((tmp_path / "bench.json").read_text())
-    assert [result["workload"] for result in record["results"]] == [
-        n.replace("TEXTS", texts.name) for n in named
-    ]
+    assert [result["workload"] for result in record["results"]] == [n.replace("TEXTS", texts.name) for n in named]
     assert record["machine"]["cpu"]
     for result in record["results"]:
         assert [arm["name"] for arm in result["arms"]] == [
@@ -115,9 +109,7 @@ def test_bench_writes_a_record(
 
 
 @pytest.mark.parametrize("name", ["8", "0x5", "ax3", "1x513"])
-def test_bench_refuses_a_workload(
-    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_bench_refuses_a_workload(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     pytest.importorskip("transformers")
     assert cli.main(["bench", "--model", str(tiny_checkpoint), *CPU, "--workloads", name]) == 2
     assert f"workload {name}" in capsys.readouterr().err.replace("'", "")
@@ -136,3 +128,10 @@ def test_demo(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     for word in ("parity   ok", "ratio", "tokens/s", "5 topics"):
         assert word in shown
+
+
+@pytest.mark.parametrize("command", ["bench", "demo"])
+def test_a_folder_without_a_model(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    assert cli.main([command, "--model", str(tmp_path), *CPU]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -101,7 +101,8 @@ def test_rope_scaling_reaches_both_layer_types():
 
 
 def test_rope_scaling_wins_over_rope_parameters(transformers):
-    keys = {"rope_parameters": {FULL: {"rope_type": "linear", "factor": 2.0}}, "rope_scaling": {"factor": 4.0}}
+    linear = {"rope_type": "linear", "factor": 2.0}
+    keys = {"rope_parameters": {FULL: linear, SLIDING: linear}, "rope_scaling": {"factor": 4.0}}
     ours = EncoderConfig.from_dict({**TINY, **copy.deepcopy(keys)})
     assert ours.rope_parameters[FULL]["factor"] == 4.0
     theirs = transformers.ModernBertConfig(**TINY, **keys)

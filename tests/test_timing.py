@@ -54,9 +54,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
 
 def test_records_are_json(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.json"
-    timing.write_json(
-        path, {"machine": timing.machine_facts(), "arm": Measurement("a", (1.0, 2.0), 5).as_dict()}
-    )
+    timing.write_json(path, {"machine": timing.machine_facts(), "arm": Measurement("a", (1.0, 2.0), 5).as_dict()})
     record = json.loads(path.read_text())
     assert record["arm"] == {
         "name": "a",

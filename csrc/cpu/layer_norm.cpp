@@ -26,27 +26,29 @@ class Affine {
   Affine(const std::optional<Tensor>& parameter, const char* name, const Tensor& like, index_t C, float absent) {
     if (!parameter) {
       values_.assign(C, absent);
-      data_ = values_.data();
       return;
     }
     check_shape(*parameter, name, {C}, "(C,)");
     check_dtype(*parameter, name, {like.scalar_type(), ScalarType::Float});
     check_same_device(*parameter, name, like, "x");
-    tensor_ = torch::stable::contiguous(torch::stable::to(*parameter, ScalarType::Float));
-    data_ = static_cast<const float*>(tensor_->const_data_ptr());
+    tensor_ = as_contiguous(*parameter);
+    if (parameter->scalar_type() == ScalarType::Float) return;
+    values_.resize(C);
+    loops().to_float(tensor_->const_data_ptr(), loop_dtype(*parameter), C, values_.data());
   }
-  const float* data() const { return data_; }
+  const float* data() const {
+    return values_.empty() ? static_cast<const float*>(tensor_->const_data_ptr()) : values_.data();
+  }
 
  private:
   std::optional<Tensor> tensor_;
   std::vector<float> values_;
-  const float* data_;
 };
 
 void check_matrix(const Tensor& x, const char* name) {
   check_dim(x, name, 2);
   check_dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  check(x.size(1) > 0, name, " must have at least one column, got shape ", shape_text(x));
+  check(x.size(1) > 0, name, " must have at least one column, got shape ", x);
 }
 
 /// Normalises rows of x: all of them in order, or those that ids name.
@@ -59,10 +61,10 @@ Result forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::
   const Tensor& stream = residual ? *residual : x;  // holds the dtype of what is normalised
   const Affine w(weight, "weight", stream, C, 1.0f), b(bias, "bias", stream, C, 0.0f);
 
-  Tensor y = new_tensor(x, {T, C}, stream.scalar_type());
-  Tensor sum = residual ? new_tensor(x, {T, C}, stream.scalar_type()) : new_tensor(x, {0}, x.scalar_type());
-  Tensor mean = new_tensor(x, {T}, ScalarType::Float);
-  Tensor rstd = new_tensor(x, {T}, ScalarType::Float);
+  Tensor y = new_tensor({T, C}, stream.scalar_type());
+  Tensor sum = residual ? new_tensor({T, C}, stream.scalar_type()) : new_tensor({0}, x.scalar_type());
+  Tensor mean = new_tensor({T}, ScalarType::Float);
+  Tensor rstd = new_tensor({T}, ScalarType::Float);
 
   LayerNormForwardArgs args;
   args.x_dtype = loop_dtype(x);
@@ -105,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, c
   check_dim(ids, "ids", 1);
   check_dtype(ids, "ids", {ScalarType::Int, ScalarType::Long});
   check_same_device(ids, "ids", table, "table");
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(ids, ScalarType::Long));
+  const Tensor wide = as_contiguous(as_dtype(ids, ScalarType::Long));
   const int64_t* data = static_cast<const int64_t*>(wide.const_data_ptr());
   const index_t V = table.size(0);
   for (index_t t = 0; t < wide.size(0); ++t)
@@ -116,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, c
 
 /// partial (blocks, C) -> (C,)
 Tensor reduce(const Tensor& partial, index_t blocks, index_t C) {
-  Tensor total = new_tensor(partial, {C}, ScalarType::Float);
+  Tensor total = new_tensor({C}, ScalarType::Float);
   parallel_rows(C, blocks, [&](index_t begin, index_t end) {
     loops().layer_norm_reduce(float_data(partial), blocks, C, begin, end, float_data(total));
   });
@@ -144,15 +146,15 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy_in, cons
   check_statistic(rstd_in, "rstd");
 
   const Tensor x = with_contiguous_rows(x_in), dy = with_contiguous_rows(dy_in);
-  const Tensor mean = torch::stable::contiguous(mean_in), rstd = torch::stable::contiguous(rstd_in);
+  const Tensor mean = as_contiguous(mean_in), rstd = as_contiguous(rstd_in);
   std::optional<Tensor> dsum;
   if (dsum_in) dsum = with_contiguous_rows(*dsum_in);
   const Affine w(weight, "weight", x, C, 1.0f);
 
   const index_t blocks = (T + kRowsPerBlock - 1) / kRowsPerBlock;
-  const auto partial_sums = [&](bool wanted) { return new_tensor(x, {wanted ? blocks : 0, C}, ScalarType::Float); };
+  const auto partial_sums = [&](bool wanted) { return new_tensor({wanted ? blocks : 0, C}, ScalarType::Float); };
   const Tensor dweight = partial_sums(weight.has_value()), dbias = partial_sums(has_bias);
-  Tensor dx = new_tensor(x, {T, C}, x.scalar_type());
+  Tensor dx = new_tensor({T, C}, x.scalar_type());
 
   LayerNormBackwardArgs args;
   args.dtype = loop_dtype(x);
@@ -176,8 +178,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy_in, cons
     for (index_t block = begin; block < end; ++block)
       loop(args, block * kRowsPerBlock, std::min(T, (block + 1) * kRowsPerBlock), block, scratch.get());
   });
-  const Tensor none = new_tensor(x, {0}, ScalarType::Float);
-  return {dx, weight ? reduce(dweight, blocks, C) : none, has_bias ? reduce(dbias, blocks, C) : none};
+  // Each absent result is a tensor of its own: the schema says that results do not alias.
+  const auto none = [&] { return new_tensor({0}, ScalarType::Float); };
+  return {dx, weight ? reduce(dweight, blocks, C) : none(), has_bias ? reduce(dbias, blocks, C) : none()};
 }
 
 }  // namespace

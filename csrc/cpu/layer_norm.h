@@ -40,8 +40,8 @@ struct LayerNormBackwardArgs {
   index_t C;
 };
 
-/// Floats of scratch that one call of a layer norm loop needs; 64-byte aligned is fastest.
-inline index_t layer_norm_scratch(index_t C) { return 2 * ((C + 31) / 16 * 16); }
+/// Floats of scratch that one call of a layer norm loop needs; 64-byte aligned is fastest. Static: see loops.inl.h.
+static inline index_t layer_norm_scratch(index_t C) { return 2 * ((C + 31) / 16 * 16); }
 
 /// Rows [begin, end).
 using LayerNormForward = void(const LayerNormForwardArgs&, index_t begin, index_t end, float* scratch);

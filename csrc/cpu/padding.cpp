@@ -17,7 +17,7 @@ constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
   check_dim(mask, "mask", 2);
   check_dtype(mask, "mask", {ScalarType::Bool, ScalarType::Byte, ScalarType::Int, ScalarType::Long});
-  const Tensor rows = torch::stable::contiguous(mask);
+  const Tensor rows = as_contiguous(mask);
   const index_t B = mask.size(0), S = mask.size(1), element_size = mask.element_size();
   check(S <= kMaxInt32, "mask has rows of ", S, " columns: positions are int32");
 
@@ -31,9 +31,9 @@ std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
   const index_t T = start[B];
   check(T <= kMaxInt32, "mask selects ", T, " tokens: cu_seqlens are int32");
 
-  Tensor indices = new_tensor(mask, {T}, ScalarType::Long);
-  Tensor cu_seqlens = new_tensor(mask, {B + 1}, ScalarType::Int);
-  Tensor positions = new_tensor(mask, {T}, ScalarType::Int);
+  Tensor indices = new_tensor({T}, ScalarType::Long);
+  Tensor cu_seqlens = new_tensor({B + 1}, ScalarType::Int);
+  Tensor positions = new_tensor({T}, ScalarType::Int);
   std::copy(start.begin(), start.end(), static_cast<int32_t*>(cu_seqlens.mutable_data_ptr()));
   int64_t* indices_data = static_cast<int64_t*>(indices.mutable_data_ptr());
   int32_t* positions_data = static_cast<int32_t*>(positions.mutable_data_ptr());
@@ -58,7 +58,7 @@ struct Rows {
       packed = packed && (x.size(axis) <= 1 || x.stride(axis) == row);
       row *= x.size(axis);
     }
-    if (!packed) x = torch::stable::contiguous(x);
+    if (!packed) x = as_contiguous(x);
     row_bytes = row * x.element_size();
     stride_bytes = x.stride(0) * static_cast<index_t>(x.element_size());
   }
@@ -67,7 +67,7 @@ struct Rows {
 Tensor new_rows(const Tensor& x, index_t rows) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes[0] = rows;
-  return torch::stable::new_empty(x, sizes, x.scalar_type());
+  return new_tensor(sizes.data(), x.dim(), x.scalar_type());
 }
 
 void copy_all(const Rows& from, const int64_t* source, Tensor& y) {
@@ -83,7 +83,7 @@ void copy_all(const Rows& from, const int64_t* source, Tensor& y) {
 Tensor checked_indices(const Tensor& indices, index_t rows) {
   check_dim(indices, "indices", 1);
   check_dtype(indices, "indices", {ScalarType::Long});
-  Tensor contiguous = torch::stable::contiguous(indices);
+  Tensor contiguous = as_contiguous(indices);
   const int64_t* data = static_cast<const int64_t*>(contiguous.const_data_ptr());
   for (index_t t = 0; t < contiguous.size(0); ++t)
     check_index(data[t] >= 0 && data[t] < rows, "indices[", t, "] = ", data[t], " is outside [0, ", rows, ")");
@@ -103,8 +103,7 @@ Tensor padding_pad(const Tensor& x, const Tensor& indices, int64_t rows) {
   check(x.dim() >= 1, "x must have at least one dimension");
   check(rows >= 0, "rows must not be negative, got ", rows);
   check_same_device(indices, "indices", x, "x");
-  check(indices.dim() == 1 && indices.size(0) == x.size(0), "indices must be (T,) = (", x.size(0), ",), got ",
-        shape_text(indices));
+  check(indices.dim() == 1 && indices.size(0) == x.size(0), "indices must be (T,) = (", x.size(0), ",), got ", indices);
   const Tensor target = checked_indices(indices, rows);
   const int64_t* target_data = static_cast<const int64_t*>(target.const_data_ptr());
   std::vector<int64_t> source(rows, -1);  // rows that no index names are zero; the last of equal indices wins
@@ -119,8 +118,8 @@ Tensor padding_tiles(const Tensor& cu_seqlens, int64_t total, int64_t rows) {
   check_dtype(cu_seqlens, "cu_seqlens", {ScalarType::Int});
   check(rows >= 1, "rows must be at least 1, got ", rows);
   const index_t B = cu_seqlens.size(0) - 1;
-  check(B >= 0, "cu_seqlens must be (B + 1,), got ", shape_text(cu_seqlens));
-  const Tensor contiguous = torch::stable::contiguous(cu_seqlens);
+  check(B >= 0, "cu_seqlens must be (B + 1,), got ", cu_seqlens);
+  const Tensor contiguous = as_contiguous(cu_seqlens);
   const int32_t* start = static_cast<const int32_t*>(contiguous.const_data_ptr());
   check(start[0] == 0, "cu_seqlens must start at 0, got ", start[0]);
   for (index_t b = 0; b < B; ++b)
@@ -129,7 +128,7 @@ Tensor padding_tiles(const Tensor& cu_seqlens, int64_t total, int64_t rows) {
   check(start[B] == total, "cu_seqlens must end at total = ", total, ", got ", start[B]);
 
   const index_t count = total / rows + B;
-  Tensor tiles = new_tensor(cu_seqlens, {count, 2}, ScalarType::Int);
+  Tensor tiles = new_tensor({count, 2}, ScalarType::Int);
   int32_t* data = static_cast<int32_t*>(tiles.mutable_data_ptr());
   index_t tile = 0;
   const auto emit = [&](index_t sequence, index_t first) {

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 
 
-def pad(
-    ids: Sequence[Sequence[int]], pad_token_id: int | None, device: torch.device
-) -> dict[str, torch.Tensor]:
+def pad(ids: Sequence[Sequence[int]], pad_token_id: int | None, device: torch.device) -> dict[str, torch.Tensor]:
     """Pads on the right: input_ids and attention_mask, both (B,S) int64."""
     lengths = torch.tensor([len(text) for text in ids])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]

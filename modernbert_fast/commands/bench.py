@@ -6,20 +6,17 @@ from typing import Any
 
 import torch
 
-import modernbert_fast as mf
 from modernbert_fast import encoder
 from modernbert_fast.commands import CommandError, workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.models import (
-    DTYPES,
     add_device_arguments,
     add_dtype_argument,
     add_model_arguments,
     choose_device,
-    load_stock,
+    load_pair,
     load_tokenizer,
     positive,
-    twin,
 )
 from modernbert_fast.commands.parity import Parity, ParityError, parity_of_batch
 from modernbert_fast.timing import Arm, Measurement, interleave, machine_facts, write_json
@@ -32,17 +29,11 @@ STOCK, COMPILED, FAST, LINEARS = "transformers sdpa", "torch.compile", "modernbe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     names = ",".join(workloads.NAMED)
-    parser.add_argument(
-        "--workloads", default=names, help="comma-separated: var, or BxS (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--texts", type=Path, help="take the lengths from these texts instead (needs a tokenizer)"
-    )
+    parser.add_argument("--workloads", default=names, help="comma-separated: var, or BxS (default: %(default)s)")
+    parser.add_argument("--texts", type=Path, help="take the lengths from these texts instead (needs a tokenizer)")
     parser.add_argument("--field", default="text", help="key or column of --texts (default: %(default)s)")
     parser.add_argument("--tokenizer", help="folder or name, where it is not --model's own")
-    parser.add_argument(
-        "--batch", type=positive, default=32, help="texts per batch of --texts (default: %(default)s)"
-    )
+    parser.add_argument("--batch", type=positive, default=32, help="texts per batch of --texts (default: %(default)s)")
     parser.add_argument(
         "--compile", action="store_true", help="also time stock under torch.compile (compiles for minutes)"
     )
@@ -54,9 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device = choose_device(args)
-    model = load_stock(args, device, DTYPES[args.dtype])
+    model, fast = load_pair(args, device)
     chosen = choose_workloads(args, model.config)
-    fast = mf.accelerate(twin(model))
     results: list[dict[str, Any]] = []
     print(
         f"{args.model or f'{args.preset}, random weights'}, {args.dtype} on {device}, {args.rounds} rounds",
@@ -72,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"{workload.name}: {error}; not timed")
         return 1
     if args.output is not None:
-        options = {name: str(value) for name, value in vars(args).items() if name != "run"}
-        write_json(
-            args.output / "bench.json", {"options": options, "machine": machine_facts(), "results": results}
-        )
+        options = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+            if name != "run"
+        }
+        write_json(args.output / "bench.json", {"options": options, "machine": machine_facts(), "results": results})
         print(f"wrote {args.output / 'bench.json'}" + plot(results, args.output / "bench.png"))
     return 0
 
@@ -98,9 +90,7 @@ def choose_workloads(args: argparse.Namespace, config: Any) -> list[workloads.Wo
     return chosen
 
 
-def measure(
-    workload: workloads.Workload, model: Any, fast: Any, rounds: int, compiled: bool
-) -> dict[str, Any]:
+def measure(workload: workloads.Workload, model: Any, fast: Any, rounds: int, compiled: bool) -> dict[str, Any]:
     """Checks and times every arm on one workload.
 
     Raises:
@@ -142,9 +132,7 @@ def linears(model: Any, tokens: int) -> None:
             encoder.project(layer.mlp.Wo, h)
 
 
-def _arm(
-    measurement: Measurement, tokens: int, measured: list[Measurement], parity: Parity
-) -> dict[str, Any]:
+def _arm(measurement: Measurement, tokens: int, measured: list[Measurement], parity: Parity) -> dict[str, Any]:
     stock, limit = (next(m.median for m in measured if m.name == name) for name in (STOCK, LINEARS))
     return {
         **measurement.as_dict(),
@@ -165,14 +153,12 @@ def render(result: dict[str, Any]) -> str:
     """One workload as lines under HEADER."""
     lines = []
     for arm in result["arms"]:
-        head = f"{result['workload']:<12} {result['tokens']:>6} {result['padding']:>4.0%}"
+        head = f"{result['workload']:<12} {result['tokens']:>6} {result['padding']:>4.0%}  {arm['name']:<18}"
         times = " ".join(f"{arm[key] * 1e3:>9.1f}" for key in ("median", "p20", "p80"))
         peak = "-" if arm["peak_bytes"] is None else f"{arm['peak_bytes'] / 2**20:.0f}"
         error = "-" if arm["max_error"] is None else f"{arm['max_error']:.1e}"
         ratios = f"{arm['speedup']:>7.2f}x {arm['share_of_limit']:>8.0%}"
-        lines.append(
-            f"{head}  {arm['name']:<18} {times} {arm['tokens_per_second']:>9.0f} {ratios} {peak:>8} {error:>8}"
-        )
+        lines.append(f"{head} {times} {arm['tokens_per_second']:>9.0f} {ratios} {peak:>8} {error:>8}")
     return "\n".join(lines)
 
 
@@ -190,13 +176,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> str:
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         places = [column + number * width for column in range(len(results))]
-        bars = axes.bar(
-            places, [result["arms"][number]["tokens_per_second"] for result in results], width, label=name
-        )
+        bars = axes.bar(places, [result["arms"][number]["tokens_per_second"] for result in results], width, label=name)
         axes.bar_label(bars, fmt="{:.0f}", fontsize=7)
-    axes.set_xticks(
-        [column + 0.4 - width / 2 for column in range(len(results))], [r["workload"] for r in results]
-    )
+    axes.set_xticks([column + 0.4 - width / 2 for column in range(len(results))], [r["workload"] for r in results])
     axes.set_ylabel("real tokens / s")
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -18,7 +18,7 @@ from modernbert_fast.testing.checks import evaluate, truth_of
 
 help = "prove on this machine that outputs match"
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -38,8 +38,7 @@ LENGTHS = (130, 1, 0, 65)
 PROBLEMS: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     **problems.SMALL,
     "layer_norm": lambda dtype, device: [
-        problems.layer_norm(196, 768, dtype, device, residual=residual, weight=dtype)
-        for residual in (None, dtype)
+        problems.layer_norm(196, 768, dtype, device, residual=residual, weight=dtype) for residual in (None, dtype)
     ],
     "attention": lambda dtype, device: [
         problems.attention(LENGTHS, 12, 64, dtype, device, window=window) for window in (-1, 64)
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_ops(device: torch.device) -> Iterator[Result]:
-    """Every row of the dispatch table that fits here, forward and backward, at the shapes of ModernBERT-base."""
+    """Every row of the dispatch table that fits here, forward and backward, at ModernBERT-base's shapes."""
     base = EncoderConfig.preset("base")
     shape = {"head_dim": base.head_dim, "hidden": base.hidden_size, "intermediate": base.intermediate_size}
     for dtype in DTYPES.values():
@@ -123,9 +122,7 @@ def check_models(device: torch.device) -> Iterator[Result]:
             stock = stock.to(dtype)
             fast, wide = mf.accelerate(twin(stock)), wider(stock)
             for padding, mask in masks(*ids.shape).items():
-                plain, got, truth = (
-                    _rows(model, ids, mask.to(device), output) for model in (stock, fast, wide)
-                )
+                plain, got, truth = (_rows(model, ids, mask.to(device), output) for model in (stock, fast, wide))
                 name = f"{title}, {padding}, {_short(dtype)}"
                 yield Result(name, max_error(got, truth), error_limit(plain, truth))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert_fast import ModernBert, PackedBatch, library, ops
+from modernbert_fast import ModernBert, PackedBatch, __version__, library, ops
 from modernbert_fast.commands import CommandError
 from modernbert_fast.commands.models import (
     DTYPES,
@@ -27,19 +27,14 @@ from modernbert_fast.commands.progress import Progress
 from modernbert_fast.commands.store import WRITERS, Store
 from modernbert_fast.commands.texts import READERS, content_hash, read_texts
 from modernbert_fast.packing import token_budget_batches
-from modernbert_fast.timing import version
 
 help = "embed the texts of a file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help=f"texts: {', '.join(READERS)}; a .txt holds one text a line")
-    parser.add_argument(
-        "output", type=Path, help=f"float32 matrix, a row a text, in input order: {', '.join(WRITERS)}"
-    )
-    parser.add_argument(
-        "--model", required=True, help="checkpoint folder or Hugging Face name (a name may download)"
-    )
+    parser.add_argument("output", type=Path, help=f"float32 matrix, a row a text, in input order: {', '.join(WRITERS)}")
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hugging Face name (a name may download)")
     parser.add_argument("--tokenizer", help="folder or name, where it is not the model's own")
     parser.add_argument("--field", default="text", help="key or column of the text (default: %(default)s)")
     parser.add_argument("--pooling", choices=("cls", "mean"), default="cls", help="default: %(default)s")
@@ -47,16 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-length", type=positive, help="cut texts to this many tokens (default: the model's limit)"
     )
-    parser.add_argument(
-        "--max-tokens", type=positive, default=16384, help="tokens per batch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--shard", type=positive, default=256, help="texts per restart point (default: %(default)s)"
-    )
+    parser.add_argument("--max-tokens", type=positive, default=16384, help="tokens per batch (default: %(default)s)")
+    parser.add_argument("--shard", type=positive, default=256, help="texts per restart point (default: %(default)s)")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume", action="store_true", help="continue a run that was stopped; fine if there is none"
-    )
+    again.add_argument("--resume", action="store_true", help="continue a run that was stopped; fine if there is none")
     again.add_argument("--overwrite", action="store_true", help="drop what is there and start anew")
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and activations (default: as stored)")
     add_device_arguments(parser)
@@ -64,9 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device = choose_device(args)
-    rows = sum(
-        1 for _ in read_texts(args.input, args.field)
-    )  # a bad row is found before hours of work, not after
+    # Read once for nothing but this: a bad row is found before hours of work, not after.
+    rows = sum(1 for _ in read_texts(args.input, args.field))
     tokenizer = load_tokenizer(args.tokenizer or args.model)
     model = load_encoder(args.model, DTYPES.get(args.dtype)).to(device)
     limit = model.config.max_position_embeddings
@@ -86,9 +74,7 @@ def run(args: argparse.Namespace) -> int:
             if not store.has(shard):
                 ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
                 if [] in ids:
-                    raise CommandError(
-                        f"text {seen - len(texts) + ids.index([]) + 1} has no tokens, not even [CLS]"
-                    )
+                    raise CommandError(f"text {seen - len(texts) + ids.index([]) + 1} has no tokens, not even [CLS]")
                 store.write(shard, embed(model, ids, args))
                 encoded += sum(map(len, ids))
             progress.update(len(texts))
@@ -96,9 +82,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.input} changed while it was read: {rows} texts became {seen}")
     store.finish(shards, (rows, model.config.hidden_size), np.dtype(np.float32))
     elapsed = time.perf_counter() - start
-    print(
-        f"{args.output}: {rows} rows of {model.config.hidden_size}; {encoded} tokens in {elapsed:.1f} s now"
-    )
+    print(f"{args.output}: {rows} rows of {model.config.hidden_size}; {encoded} tokens in {elapsed:.1f} s now")
     return 0
 
 
@@ -130,8 +114,7 @@ def fingerprint(
         "input": content_hash(args.input),
         "rows": rows,
         **{
-            name: getattr(args, name)
-            for name in ("field", "pooling", "normalize", "max_length", "max_tokens", "shard")
+            name: getattr(args, name) for name in ("field", "pooling", "normalize", "max_length", "max_tokens", "shard")
         },
         "config": _digest([json.dumps(model.config.to_dict()).encode()]),
         "weights": weights_hash(model),
@@ -140,7 +123,7 @@ def fingerprint(
         "device": device.type,
         "isa": library.isa(),
         "backend": os.environ.get("MODERNBERT_FAST_BACKEND", ""),
-        "versions": {name: version(name) for name in ("modernbert-fast", "torch")},
+        "versions": [__version__, torch.__version__],
     }
 
 

@@ -59,14 +59,11 @@ def render(facts: dict[str, Any]) -> str:
     """The facts as text."""
     machine = facts["machine"]
     versions = {
-        name: machine[name] or "not installed"
-        for name in ("modernbert-fast", "torch", "transformers", "triton")
+        name: machine[name] or "not installed" for name in ("modernbert-fast", "torch", "transformers", "triton")
     }
     lines = [f"{name:<16} {value}" for name, value in versions.items()]
     lines += [f"{'python':<16} {machine['python']} on {machine['platform']}"]
-    lines += [
-        f"{'cpu':<16} {machine['cpu']}, {machine['threads']} threads, kernels compiled for {machine['isa']}"
-    ]
+    lines += [f"{'cpu':<16} {machine['cpu']}, {machine['threads']} threads, kernels compiled for {machine['isa']}"]
     lines += [f"{'cpu flags':<16} {' '.join(machine['cpu_flags']) or 'none that matter here'}"]
     for found in machine["accelerators"] or [None]:
         lines.append(f"{'accelerator':<16} {_accelerator(found)}")
@@ -74,7 +71,7 @@ def render(facts: dict[str, Any]) -> str:
     lines += [f"  {name:<14} {status}" for name, status in facts["libraries"].items()]
     for device, table in facts["ops"].items():
         lines += ["", *_table(device, table)]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _devices() -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+import modernbert_fast as mf
 from modernbert_fast.commands import CommandError, require
 from modernbert_fast.config import EncoderConfig
 
@@ -32,9 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model for real weights, --preset for random ones of a real shape."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="checkpoint folder or Hugging Face name (a name may download)")
-    which.add_argument(
-        "--preset", choices=PRESETS, default="base", help="random weights of this shape (default: base)"
-    )
+    which.add_argument("--preset", choices=PRESETS, default="base", help="random weights of this shape (default: base)")
 
 
 def positive(text: str) -> int:
@@ -62,20 +61,27 @@ def choose_device(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def load_stock(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Any:
-    """The stock transformers encoder in eval mode: --model's weights, or --preset's shape with random ones."""
+def load_pair(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
+    """The stock transformers encoder and an accelerated one, on the same parameters, in eval mode.
+
+    The weights are --model's, or random ones of --preset's shape.
+    """
     require("transformers", "hf")
     from transformers import AutoModel, ModernBertConfig
 
-    if args.model:
-        model = AutoModel.from_pretrained(folder_of(args.model), dtype=dtype, local_files_only=True)
-    else:
-        torch.manual_seed(SEED)
-        model = AutoModel.from_config(
-            ModernBertConfig.from_dict(EncoderConfig.preset(args.preset).to_dict()), dtype=dtype
-        )
-    model.set_attn_implementation("sdpa")
-    return model.to(device).eval()
+    dtype = DTYPES[args.dtype]
+    try:
+        if args.model:
+            stock = AutoModel.from_pretrained(folder_of(args.model), dtype=dtype, local_files_only=True)
+        else:
+            torch.manual_seed(SEED)
+            config = ModernBertConfig.from_dict(EncoderConfig.preset(args.preset).to_dict())
+            stock = AutoModel.from_config(config, dtype=dtype)
+        stock.set_attn_implementation("sdpa")
+        stock = stock.to(device).eval()
+        return stock, mf.accelerate(twin(stock))
+    except (OSError, TypeError, ValueError) as error:
+        raise CommandError(f"{args.model}: {error}") from error
 
 
 def twin(model: torch.nn.Module) -> Any:

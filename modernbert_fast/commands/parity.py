@@ -51,7 +51,7 @@ def max_error(output: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def parity_of_batch(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Parity:
-    """Parity of hidden states (B,S,C) for a batch's first texts, up to CHECKED_TOKENS tokens, at least one text.
+    """Parity of hidden states (B,S,C) for a batch's first texts: CHECKED_TOKENS tokens or less, or one text.
 
     The truth is computed text by text, so that it owes nothing to anybody's handling of padding.
 

@@ -30,9 +30,7 @@ class Store:
 
     def __init__(self, output: Path, fingerprint: dict[str, Any]):
         if output.suffix not in WRITERS:
-            raise CommandError(
-                f"{output}: cannot write {output.suffix or 'without suffix'}; use {', '.join(WRITERS)}"
-            )
+            raise CommandError(f"{output}: cannot write {output.suffix or 'without suffix'}; use {', '.join(WRITERS)}")
         if output.suffix == ".parquet":
             require("pyarrow.parquet", "encode")  # now, not after the last text
         if not output.parent.is_dir():
@@ -83,9 +81,7 @@ class Store:
             CommandError: the shards on disk do not add up to `shape[0]` rows.
         """
         write = WRITERS[self.output.suffix]
-        self._write_atomically(
-            self.output, lambda file: write(file, shape, dtype, self._blocks(shards, shape))
-        )
+        self._write_atomically(self.output, lambda file: write(file, shape, dtype, self._blocks(shards, shape)))
         self._remove_parts()
 
     def _blocks(self, shards: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -108,17 +104,11 @@ class Store:
 
     def _verify(self) -> None:
         if not self.manifest.exists():
-            raise CommandError(
-                f"{self.manifest} is missing, so what is there cannot be trusted; use --overwrite"
-            )
+            raise CommandError(f"{self.manifest} is missing, so what is there cannot be trusted; use --overwrite")
         former = json.loads(self.manifest.read_text())
-        differing = sorted(
-            key for key in {*former, *self.fingerprint} if former.get(key) != self.fingerprint.get(key)
-        )
+        differing = sorted(key for key in {*former, *self.fingerprint} if former.get(key) != self.fingerprint.get(key))
         if differing:
-            changes = "; ".join(
-                f"{key}: was {former.get(key)}, is {self.fingerprint.get(key)}" for key in differing
-            )
+            changes = "; ".join(f"{key}: was {former.get(key)}, is {self.fingerprint.get(key)}" for key in differing)
             raise CommandError(f"{self.output} was begun with something else ({changes}); use --overwrite")
 
     def _write_atomically(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -144,9 +134,7 @@ def _write_npy(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype, blocks: 
     _write_rows(file, blocks)
 
 
-def _write_safetensors(
-    file: BinaryIO, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]
-) -> None:
+def _write_safetensors(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> None:
     # By hand, as the library takes whole arrays only: header length, JSON header padded to 8 bytes, raw rows.
     size = shape[0] * shape[1] * dtype.itemsize
     entry = {"dtype": f"F{8 * dtype.itemsize}", "shape": shape, "data_offsets": [0, size]}
@@ -156,9 +144,7 @@ def _write_safetensors(
     _write_rows(file, blocks)
 
 
-def _write_parquet(
-    file: BinaryIO, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]
-) -> None:
+def _write_parquet(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> None:
     arrow, parquet = require("pyarrow", "encode"), require("pyarrow.parquet", "encode")
     column = arrow.list_(arrow.from_numpy_dtype(dtype), shape[1])
     with parquet.ParquetWriter(file, arrow.schema([("embedding", column)])) as writer:

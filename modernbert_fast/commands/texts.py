@@ -11,7 +11,7 @@ from modernbert_fast.commands import CommandError, require
 
 
 def read_texts(path: Path, field: str = "text") -> Iterator[str]:
-    """Yields the texts of a file in its order; a blank line of a txt file is an empty text, not a skipped row.
+    """Yields the texts of a file in its order; a blank line of a txt file is an empty text, not skipped.
 
     Args:
         path: the suffix tells the format: .txt, .jsonl, .csv or .parquet.
@@ -22,17 +22,13 @@ def read_texts(path: Path, field: str = "text") -> Iterator[str]:
     """
     reader = READERS.get(path.suffix)
     if reader is None:
-        raise CommandError(
-            f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}"
-        )
+        raise CommandError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}")
     try:
         yield from reader(path, field)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise CommandError(
-            f"{path}: not UTF-8 ({error.reason} near byte {error.start} of a block)"
-        ) from error
+        raise CommandError(f"{path}: not UTF-8 ({error.reason} near byte {error.start} of a block)") from error
 
 
 def content_hash(path: Path) -> str:
@@ -67,9 +63,7 @@ def _read_csv(path: Path, field: str) -> Iterator[str]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         if field not in (rows.fieldnames or ()):
-            raise CommandError(
-                f"{path}: no column {field!r} among {rows.fieldnames} (choose it with --field)"
-            )
+            raise CommandError(f"{path}: no column {field!r} among {rows.fieldnames} (choose it with --field)")
         for number, row in enumerate(rows, 1):
             yield _text(row[field], path, number)
 
@@ -78,9 +72,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
     parquet = require("pyarrow.parquet", "encode")
     with parquet.ParquetFile(path) as file:
         if field not in file.schema_arrow.names:
-            raise CommandError(
-                f"{path}: no column {field!r} among {file.schema_arrow.names} (choose it with --field)"
-            )
+            raise CommandError(f"{path}: no column {field!r} among {file.schema_arrow.names} (choose it with --field)")
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
             for value in batch.column(0).to_pylist():

@@ -52,7 +52,7 @@ def parse(name: str) -> Workload:
 
 
 def log_normal() -> tuple[int, ...]:
-    """32 lengths of 16..512 tokens, log-normal like real collections: 3,866 in all, 69 % of the grid is padding."""
+    """32 log-normal lengths of 16..512 tokens: 3,866 in all, 69 % of their padded grid is padding."""
     drawn = np.random.default_rng(33).lognormal(mean=4.6, sigma=0.7, size=32)
     return tuple(int(length) for length in np.clip(drawn, 16, 512))
 

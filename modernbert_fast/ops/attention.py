@@ -1,4 +1,4 @@
-"""Attention inside each packed text, global or windowed, rotary inside. Reference: modernbert_fast/reference/attention.py."""
+"""Attention inside each packed text, global or windowed, rotary inside. Reference: reference/attention.py."""
 
 from __future__ import annotations
 
@@ -143,5 +143,7 @@ def attention(
         ValueError: on bounds, lengths or shapes that do not fit.
     """
     tiles = padding.tiles(cu_seqlens, qkv.shape[0]) if tiles is None else tiles
-    scale = qkv.shape[3] ** -0.5 if scale is None else scale
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    if columns is not None and columns is positions:
+        columns = columns.view_as(columns)  # torch.compile does not trace a Function that gets one tensor twice
     return _Attention.apply(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale)[0]

@@ -1,4 +1,4 @@
-"""Layer norm alone, with the residual add, with the embedding gather. Reference: modernbert_fast/reference/layer_norm.py."""
+"""Layer norm alone, with the residual add, with the embedding gather. Reference: reference/layer_norm.py."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def _check_unpad(x: torch.Tensor, indices: torch.Tensor) -> None:
     if x.dim() < 1:
         raise ValueError("x must have at least one dimension")
     checks.shape("indices", indices, None)
-    checks.integer(indices=indices)
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices must be int64, got {indices.dtype}")
     checks.same_device(x, indices=indices)
     checks.index_range("indices", indices, x.shape[0])
 
@@ -44,7 +45,8 @@ def _check_pad(x: torch.Tensor, indices: torch.Tensor, rows: int) -> None:
     if x.dim() < 1:
         raise ValueError("x must have at least one dimension")
     checks.shape("indices", indices, x.shape[0])
-    checks.integer(indices=indices)
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices must be int64, got {indices.dtype}")
     checks.same_device(x, indices=indices)
     checks.index_range("indices", indices, rows)
 
@@ -88,9 +90,10 @@ _tiles = define(
 class _Unpad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        rows = _unpad(x, indices)
         ctx.save_for_backward(indices)
         ctx.rows = x.shape[0]
-        return _unpad(x, indices)
+        return rows
 
     @staticmethod
     @once_differentiable

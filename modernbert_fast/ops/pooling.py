@@ -1,4 +1,4 @@
-"""One vector for each packed text: its first row or its mean, optionally of unit length. Reference: reference/pooling.py."""
+"""One vector a packed text: its first row or its mean, of unit length if asked. Reference: reference/pooling.py."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def check_tables(T: int, D: int, qkv: torch.Tensor, positions: Any, cos: Any, si
     checks.shape("sin", sin, *cos.shape)
     table_dtype = torch.promote_types(qkv.dtype, torch.float32)
     if D % 2 or cos.dtype != table_dtype or sin.dtype != table_dtype:
-        raise ValueError(f"cos and sin must be {table_dtype} and the head dim even, got {cos.dtype}, {sin.dtype}, D={D}")
+        raise ValueError(f"cos, sin must be {table_dtype} and the head dim even, got {cos.dtype}, {sin.dtype}, D={D}")
     checks.same_device(qkv, positions=positions, cos=cos, sin=sin)
     checks.index_range("positions", positions, cos.shape[0])
 

@@ -6,19 +6,18 @@ Texts are taken one by one and queries in blocks; a windowed block meets only th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from modernbert_fast.reference.rope import rotate
+from modernbert_fast.reference.rope import rotate_qkv, unrotate_qkv
 
 _BLOCK = 64  # queries at a time: the scores of a block stay near the cache even at 8,192 keys
 
 
-def _planes(qkv: torch.Tensor, positions: torch.Tensor | None, cos: torch.Tensor | None, sin: torch.Tensor | None):
+def planes(qkv: torch.Tensor, positions: Any, cos: Any, sin: Any) -> tuple[torch.Tensor, ...]:
     """qkv (T, 3, H, D) -> q, k, v (H, T, D) rotated, in the dtype of the softmax."""
-    wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    if positions is not None:
-        wide = torch.cat([rotate(wide[:, :2], positions, cos, sin), wide[:, 2:]], dim=1)
+    wide = rotate_qkv(qkv.to(torch.promote_types(qkv.dtype, torch.float32)), positions, cos, sin)
     return wide.permute(1, 2, 0, 3).contiguous().unbind(0)
 
 
@@ -61,7 +60,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """qkv (T, 3, H, D) -> o (T, H, D), lse (H, T) natural log, fp32 (fp64 for fp64)."""
     T, _, H, D = qkv.shape
-    q, k, v = _planes(qkv, positions, cos, sin)
+    q, k, v = planes(qkv, positions, cos, sin)
     o, lse = q.new_empty((H, T, D)), q.new_empty((H, T))
     for rows, keys, hidden in _blocks(cu_seqlens, columns, window):
         scores = _scores(q[:, rows], k[:, keys], hidden, scale)
@@ -89,7 +88,7 @@ def backward(
     scale: float,
 ) -> torch.Tensor:
     """do (T, H, D) -> dqkv (T, 3, H, D); probabilities are recomputed from lse."""
-    q, k, v = _planes(qkv, positions, cos, sin)
+    q, k, v = planes(qkv, positions, cos, sin)
     do = do.to(q.dtype).transpose(0, 1)
     delta = (do * o.to(q.dtype).transpose(0, 1)).sum(-1, keepdim=True)
     dqkv = q.new_zeros((3, *q.shape))
@@ -100,7 +99,4 @@ def backward(
         dq[:, rows] = torch.matmul(ds, k[:, keys])
         dk[:, keys] += torch.matmul(ds.transpose(1, 2), q[:, rows])
         dv[:, keys] += torch.matmul(p.transpose(1, 2), do[:, rows])
-    dqkv = dqkv.permute(2, 0, 1, 3)
-    if positions is not None:
-        dqkv = torch.cat([rotate(dqkv[:, :2], positions, cos, -sin), dqkv[:, 2:]], dim=1)
-    return dqkv.to(qkv.dtype).contiguous()
+    return unrotate_qkv(dqkv.permute(2, 0, 1, 3), positions, cos, sin).to(qkv.dtype).contiguous()

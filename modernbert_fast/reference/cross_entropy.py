@@ -42,7 +42,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dloss (T,) -> dx (T, C), dweight (V, C), dbias (V,) or (0,)."""
     wide = weight.to(lse.dtype)
-    dx, dweight = torch.zeros_like(x), torch.zeros_like(wide)
+    dx, dweight = x.new_zeros(x.shape), wide.new_zeros(wide.shape)
     dbias = wide.new_zeros(0 if bias is None else weight.shape[0])
     for rows in _chunks(labels, ignore_index):
         kept = x[rows].to(lse.dtype)

@@ -15,7 +15,7 @@ def _halves(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def forward(x: torch.Tensor) -> torch.Tensor:
     """x (T, 2F) -> (T, F)."""
     a, b = _halves(x)
-    return (F.gelu(a) * b).to(x.dtype)
+    return (F.gelu(a) * b).to(x.dtype).contiguous()
 
 
 def backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

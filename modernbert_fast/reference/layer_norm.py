@@ -35,7 +35,7 @@ def forward(
         y = y * weight.to(stats)
     if bias is not None:
         y = y + bias.to(stats)
-    return y.to(normed.dtype), total, mean.squeeze(1), rstd.squeeze(1)
+    return y.to(normed.dtype).contiguous(), total.contiguous(), mean.squeeze(1), rstd.squeeze(1)
 
 
 def backward(
@@ -59,7 +59,7 @@ def backward(
     empty = mean.new_empty(0)
     dweight = empty if weight is None else (dy * normed).sum(0)
     dbias = dy.sum(0) if has_bias else empty.clone()
-    return dx.to(x.dtype), dweight, dbias
+    return dx.to(x.dtype).contiguous(), dweight, dbias
 
 
 def embed_forward(

@@ -31,7 +31,7 @@ def forward(
             continue
         best, winner = (wide_q[rows] @ wide_d[document].t()).max(dim=1)
         scores[index] = best.sum()
-        argmax[(rows, *index[1:])] = (winner + document.start).int()
+        argmax[(rows,) + index[1:]] = (winner + document.start).int()
     return scores, argmax
 
 
@@ -46,14 +46,13 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dscores (Bq, Bd) or (B,) -> dq (Tq, D), dd (Td, D)."""
     dtype = dscores.dtype
-    dq, dd = torch.zeros_like(q, dtype=dtype), torch.zeros_like(d, dtype=dtype)
+    dq, dd = q.new_zeros(q.shape, dtype=dtype), d.new_zeros(d.shape, dtype=dtype)
     for rows, document, index in _pairs(cu_queries, cu_documents, pairwise):
         if rows.start == rows.stop or document.start == document.stop:
             continue
         # A selection matrix adds up in a fixed order where index_add would not on every device.
-        chosen = (argmax[(rows, *index[1:])][:, None] == torch.arange(document.start, document.stop, device=d.device)).to(
-            dtype
-        )
+        tokens = torch.arange(document.start, document.stop, device=d.device)
+        chosen = (argmax[(rows,) + index[1:]][:, None] == tokens).to(dtype)
         dq[rows] += dscores[index] * (chosen @ d[document].to(dtype))
         dd[document] += dscores[index] * (chosen.t() @ q[rows].to(dtype))
     return dq.to(q.dtype), dd.to(d.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -13,7 +15,18 @@ def rotate(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: tor
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def rotate_qkv(qkv: torch.Tensor, positions: Any, cos: Any, sin: Any) -> torch.Tensor:
+    """qkv (T, 3, H, D) in the tables' dtype -> the same with q and k rotated; unchanged where positions is None."""
+    if positions is None:
+        return qkv
+    return torch.cat([rotate(qkv[:, :2], positions, cos, sin), qkv[:, 2:]], dim=1)
+
+
+def unrotate_qkv(dqkv: torch.Tensor, positions: Any, cos: Any, sin: Any) -> torch.Tensor:
+    """The inverse rotation, which is also the gradient's way back."""
+    return dqkv if positions is None else rotate_qkv(dqkv, positions, cos, -sin)
+
+
 def forward(qkv: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """qkv (T, 3, H, D) -> (T, 3, H, D) with q and k rotated."""
-    qk = rotate(qkv[:, :2].to(cos.dtype), positions, cos, sin)
-    return torch.cat([qk.to(qkv.dtype), qkv[:, 2:]], dim=1)
+    return rotate_qkv(qkv.to(cos.dtype), positions, cos, sin).to(qkv.dtype)

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modernbert_fast import dispatch
+from modernbert_fast.ops.checks import STRICT
 from modernbert_fast.testing.errors import assert_as_good_as, assert_same_bits
 from modernbert_fast.testing.memory import Guarded, dirty_allocator
 from modernbert_fast.testing.problems import Draw, Problem, Tensors
@@ -140,6 +141,7 @@ def check_gradients(problem: Problem) -> None:
     torch.autograd.gradcheck(
         lambda *wanted: problem.run(**rest, **dict(zip(problem.grads, wanted, strict=True))),
         [inputs[name].clone().requires_grad_() for name in problem.grads],
+        fast_mode=True,
     )
 
 
@@ -164,6 +166,26 @@ def check_refuses(call: Callable[[], Any], errors: type[Exception] | tuple[type[
         raise AssertionError("accepted")
     for name, got in evaluate(problem.run, problem.inputs()).items():
         assert_same_bits(got, before[name], f"{name} of the next call")
+
+
+def check_refuses_bounds(
+    call: Callable[[torch.Tensor], Any], total: int, problem: Problem, *, elsewhere: bool = True
+) -> None:
+    """`call` refuses every hostile cu_seqlens, and one `elsewhere` if it has other tensors to compare with.
+
+    Values on an accelerator are not read: kernels clamp them, and the call may only not fail.
+    """
+    for why, bounds, error in hostile_bounds(total, problem.device):
+        if bounds.device != problem.device and not elsewhere:
+            continue
+        by_value = error is ValueError and bounds.dim() == 1 and bounds.numel() and bounds.device == problem.device
+        if by_value and not (STRICT or dispatch.host_readable(bounds)):
+            call(bounds)
+            continue
+        try:
+            check_refuses(lambda bounds=bounds: call(bounds), error, problem)
+        except AssertionError as failure:
+            raise AssertionError(f"cu_seqlens that {why}: {failure}") from failure
 
 
 def hostile_bounds(total: int, device: torch.device) -> Iterator[tuple[str, torch.Tensor, type[Exception]]]:

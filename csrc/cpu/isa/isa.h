@@ -2,12 +2,14 @@
 // Torch-free: the files compiled with wider instructions include it.
 #pragma once
 
+#include "../convert.h"
 #include "../layer_norm.h"
 #include "../padding.h"
 
 namespace modernbert_fast::cpu {
 
 struct Loops {
+  ToFloat* to_float;
   PlanCount* plan_count;
   PlanFill* plan_fill;
   CopyRows* copy_rows;

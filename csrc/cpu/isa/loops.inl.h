@@ -15,6 +15,7 @@ namespace {
 
 // clang-format off: simd.inl.h serves the others
 #include "simd.inl.h"
+#include "../convert.inl.h"
 #include "../padding.inl.h"
 #include "../layer_norm.inl.h"
 // clang-format on
@@ -22,7 +23,7 @@ namespace {
 }  // namespace
 
 const Loops kLoops = {
-    plan_count, plan_fill, copy_rows, layer_norm_forward, layer_norm_backward, layer_norm_reduce,
+    to_float, plan_count, plan_fill, copy_rows, layer_norm_forward, layer_norm_backward, layer_norm_reduce,
 };
 
 }  // namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE

@@ -1,0 +1,178 @@
+"""Attention: lengths around every tile edge, head dims, windows, holes, isolation of texts, the window to the token."""
+
+import itertools
+
+import pytest
+import torch
+
+from modernbert_fast import ops
+from modernbert_fast.testing import assert_same_bits, checks, memory, problems
+
+OP = "attention"
+WINDOWS = (64, -1, 0, 65, 8, 1, 128, -1, 2, 512, 64, 7, 31)
+HEADS = ((2, 64), (1, 32), (3, 8), (1, 128), (1, 64))
+CASES = [
+    pytest.param(lengths, *heads, window, layout, id=f"{i}-{heads[0]}x{heads[1]}-window {window}-{layout}")
+    for i, (lengths, heads, window, layout) in enumerate(
+        zip(
+            problems.LENGTHS + problems.LENGTHS[::-1],
+            itertools.cycle(HEADS),
+            itertools.cycle(WINDOWS),
+            itertools.cycle(memory.LAYOUTS),
+            strict=False,
+        )
+    )
+]
+
+
+@pytest.mark.parametrize("lengths, H, D, window, layout", CASES)
+def test_accuracy(backend, device, dtype, lengths, H, D, window, layout):
+    checks.check_accuracy(problems.attention(lengths, H, D, dtype, device, window=window), layout)
+
+
+@pytest.mark.parametrize("window", [-1, 0, 2, 8, 64])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_holes(backend, device, dtype, window, rotary):
+    lengths = (0, 1, 2, 17, 65, 130)
+    checks.check_accuracy(problems.attention(lengths, 2, 32, dtype, device, window=window, rotary=rotary, holes=True))
+
+
+def test_no_rotary_and_a_scale(backend, device, dtype):
+    problem = problems.attention((33, 70), 2, 16, dtype, device, window=8, rotary=False)
+    checks.check_accuracy(problem)
+    inputs = problem.inputs()
+    doubled = ops.attention(inputs["qkv"], inputs["cu_seqlens"], 70, window=8, scale=0.5)
+    assert_same_bits(doubled, ops.attention(inputs["qkv"], inputs["cu_seqlens"], 70, window=8, scale=0.5))
+    assert not torch.equal(doubled, ops.attention(inputs["qkv"], inputs["cu_seqlens"], 70, window=8, scale=0.25))
+
+
+def test_large_scores(backend, device, dtype):
+    """Scores of thousands: the softmax subtracts its maximum."""
+    problem = problems.attention((65, 3), 1, 32, dtype, device, window=8, rotary=False)
+    big = problem.but(draw=lambda draw: {k: v * 60 if k == "qkv" else v for k, v in problem.draw(draw).items()})
+    checks.check_accuracy(big.but(grads=()))
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 64, 65])
+def test_window_to_the_token(backend, device, dtype, window):
+    check_window(device, dtype, window)
+
+
+def check_window(device, dtype, window):
+    """Equal scores and a one-hot v at each column: row i is non-zero iff |i - j| <= window, forward and backward."""
+    reach, T = 130, 2 * 130 + 1
+    cu_seqlens = torch.tensor([0, 3, 3 + T], dtype=torch.int32, device=device)
+    near = (torch.arange(T, device=device) - reach).abs() <= window
+    qkv = torch.zeros(3 + T, 3, 1, 8, dtype=dtype, device=device)
+    qkv[3 + reach, 2] = 1  # one key in the middle has a value
+    seen = ops.attention(qkv, cu_seqlens, T, window=window)
+    assert torch.equal(seen[3:, 0, 0] != 0, near), f"window {window} sees {int((seen[3:, 0, 0] != 0).sum())} rows"
+    assert seen[:3].eq(0).all(), "a neighbour sees the value"
+    qkv.requires_grad_()
+    do = torch.zeros(3 + T, 1, 8, dtype=dtype, device=device)
+    do[3 + reach] = 1  # one query in the middle is listened to
+    (dqkv,) = torch.autograd.grad(ops.attention(qkv, cu_seqlens, T, window=window), qkv, do)
+    assert torch.equal(dqkv[3:, 2, 0, 0] != 0, near)
+    assert dqkv[:3].eq(0).all()
+
+
+@pytest.mark.parametrize("window", [-1, 1, 64])
+@pytest.mark.parametrize("lengths", [(65, 1, 64, 0, 130), (2, 15, 16, 17, 257)], ids=str)
+def test_isolation(backend, device, dtype, lengths, window):
+    checks.check_isolation(problems.attention(lengths, 2, 16, dtype, device, window=window))
+
+
+@pytest.mark.parametrize("window", [-1, 8])
+def test_alone_as_in_a_batch(backend, device, dtype, window):
+    """A text's bits do not depend on the batch around it, nor on its place in it."""
+    check_alone(device, dtype, window)
+
+
+def check_alone(device, dtype, window):
+    lengths = (17, 64, 1, 65, 40)
+    qkv = problems.attention(lengths, 2, 16, dtype, device).inputs()["qkv"]
+    bounds = [0, *itertools.accumulate(lengths)]
+    batch = ops.attention(qkv, torch.tensor(bounds, dtype=torch.int32, device=device), 65, window=window)
+    for start, end in itertools.pairwise(bounds):
+        one = torch.tensor([0, end - start], dtype=torch.int32, device=device)
+        alone = ops.attention(qkv[start:end], one, end - start, window=window)
+        assert_same_bits(alone, batch[start:end], f"text of {end - start}")
+
+
+def test_repeats(backend, device, dtype):
+    """A batch of sixty, twenty times, the memory dirty in between."""
+    lengths = tuple((5 * i) % 19 for i in range(60))
+    checks.check_repeats(problems.attention(lengths, 2, 16, dtype, device, window=4), times=20)
+
+
+@pytest.mark.parametrize("claim", [65, 66, 2**31 - 1], ids=["exact", "one more", "INT_MAX"])
+@pytest.mark.parametrize("window", [-1, 8])
+def test_max_seqlen_is_an_upper_bound(backend, device, claim, window):
+    inputs = problems.attention((65, 0, 7), 1, 8, torch.float32, device).inputs()
+    expected = ops.attention(**inputs, max_seqlen=65, window=window)
+    assert_same_bits(ops.attention(**inputs, max_seqlen=claim, window=window), expected)
+
+
+@pytest.mark.parametrize("claim", [64, 1, 0, -1, -(2**31)])
+def test_refuses_max_seqlen(backend, device, claim):
+    if device.type != "cpu":
+        pytest.skip("values on a device are not read")
+    problem = problems.attention((65, 0, 7), 1, 8, torch.float32, device)
+    inputs = problem.inputs()
+    checks.check_refuses(lambda: ops.attention(**inputs, max_seqlen=claim), ValueError, problem)
+
+
+def test_refuses_bounds(backend, device):
+    problem = problems.attention((3, 7), 1, 8, torch.float32, device, rotary=False)
+    qkv = problem.inputs()["qkv"]
+    checks.check_refuses_bounds(lambda bounds: ops.attention(qkv, bounds, 10), 10, problem)
+
+
+def test_takes_bounds_that_are_not_contiguous(backend, device):
+    inputs = problems.attention((3, 7, 0, 12), 1, 8, torch.float32, device, window=2).inputs()
+    expected = ops.attention(**inputs, max_seqlen=12, window=2)
+    spread = inputs["cu_seqlens"].repeat_interleave(2)[::2]
+    assert_same_bits(ops.attention(**inputs | {"cu_seqlens": spread}, max_seqlen=12, window=2), expected)
+
+
+@pytest.mark.parametrize("value", [-1, 65, 2**31 - 1, -(2**31)])
+def test_refuses_positions(backend, device, value):
+    if device.type != "cpu":
+        pytest.skip("values on a device are not read")
+    problem = problems.attention((65, 7), 1, 8, torch.float32, device)
+    inputs = problem.inputs()
+    inputs["positions"] = inputs["positions"].clone()
+    inputs["positions"][3] = value
+    checks.check_refuses(lambda: ops.attention(**inputs, max_seqlen=65), IndexError, problem)
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"qkv": lambda x: x[:, :2]}, ValueError),
+        ({"qkv": lambda x: x.long()}, TypeError),
+        ({"qkv": lambda x: x[:, :, 0]}, ValueError),
+        ({"cos": lambda x: None}, ValueError),
+        ({"positions": lambda x: None}, ValueError),
+        ({"positions": lambda x: x[1:]}, ValueError),
+        ({"columns": lambda x: x[1:]}, ValueError),
+        ({"columns": lambda x: x.float()}, TypeError),
+        ({"columns": lambda x: x.to("meta")}, ValueError),
+        ({"qkv": lambda x: x.to("meta")}, ValueError),
+    ],
+    ids=["two planes", "integers", "no planes", "no cos", "no positions", "short positions", "short columns",
+         "float columns", "columns elsewhere", "qkv elsewhere"],
+)  # fmt: skip
+def test_refuses(backend, device, change, error):
+    problem = problems.attention((5, 7), 1, 8, torch.float32, device, window=2, holes=True)
+    inputs = problem.inputs()
+    for name, changed in change.items():
+        inputs[name] = changed(inputs[name])
+    checks.check_refuses(lambda: ops.attention(**inputs, max_seqlen=7, window=2), error, problem)
+
+
+def test_refuses_windows(backend, device):
+    problem = problems.attention((5, 7), 1, 8, torch.float32, device)
+    inputs = problem.inputs()
+    for window in (-2, -(2**31)):
+        checks.check_refuses(lambda w=window: ops.attention(**inputs, max_seqlen=7, window=w), ValueError, problem)
