@@ -135,9 +135,7 @@ def cmake(name: str, output: Path, compiler: str, *options: str) -> None:
     if ninja is None:
         raise CannotBuild("ninja is not installed")
     # CMake keeps the paths it was configured with: a folder for each set of them.
-    key = hashlib.sha256(
-        "\n".join([sys.executable, compiler, ninja, str(torch), str(output)]).encode()
-    ).hexdigest()
+    key = hashlib.sha256("\n".join([sys.executable, compiler, ninja, str(torch), str(output)]).encode()).hexdigest()
     folder = ROOT / "build" / f"cmake-{name}-{key[:8]}"
     common = [
         "-G",

@@ -13,9 +13,7 @@ if __name__ == "kernels":
 
     __version__ = "0.0.0"
     _root = Path(__file__).resolve().parents[1]
-    _spec = PathFinder.find_spec(
-        "kernels", [entry for entry in sys.path if Path(entry or ".").resolve() != _root]
-    )
+    _spec = PathFinder.find_spec("kernels", [entry for entry in sys.path if Path(entry or ".").resolve() != _root])
     if _spec is not None and _spec.loader is not None:
         sys.modules["kernels"] = module_from_spec(_spec)
         _spec.loader.exec_module(sys.modules["kernels"])

@@ -18,6 +18,7 @@ from modernbert_fast import ops
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
 
+_ONLY_LOOKS = "transformers.utils.output_capturing"
 _EXACT_GELU = ("GELU", "GELUActivation")  # torch's and transformers' class for "gelu"
 
 
@@ -65,11 +66,10 @@ def _rotary_tables(
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether nobody hooked or patched the module."""
-    return (
-        "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
+    """Whether nobody patched or hooked the module; transformers' own hooks for hidden states only look."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" not in module.__dict__ and all(
+        getattr(hook, "__module__", "") == _ONLY_LOOKS for group in hooks for hook in group.values()
     )
 
 

@@ -19,7 +19,7 @@ def predict(head: Any, x: torch.Tensor) -> torch.Tensor:
     return encoder.norm(head.norm, head.act(encoder.project(head.dense, x)))
 
 
-def _head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _head(model: Any, x: torch.Tensor) -> torch.Tensor:
     """The model's prediction head on rows (T, C); called as a module where hooks or sharding hang on it."""
     return predict(model.head, x) if encoder.is_untouched(model.head) else model.head(x)
 

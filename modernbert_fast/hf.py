@@ -74,6 +74,8 @@ def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any]) -> list[
         why.append("dropout of attention probabilities runs on the stock path")
     if kwargs.get("is_causal", getattr(config, "is_causal", False)):
         why.append("causal attention runs on the stock path")
+    if not all(encoder.is_untouched(part) for block in model.layers for part in (block.attn, block.mlp)):
+        why.append("hooks on attention or MLP blocks, which are not called when packed, run on the stock path")
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         why.append("tracing and export run on the stock path")
     if why and settings.strict:
@@ -118,9 +120,10 @@ class ModernBertModel(stock.ModernBertModel):
     ) -> Any:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if objections(self, attention_mask, kwargs):
-            # Capture looks the model up by its class, which is not the one transformers registered.
-            output_capturing._CAN_RECORD_REGISTRY[self] = self._can_record_outputs
+        if not return_packed and objections(self, attention_mask, kwargs):  # a head asked before it called
+            # Capture looks the model up by the name of its class, which is not the one transformers registered. From
+            # 5.20 on the registry is a dict that takes models for keys; the plain method serves both kinds.
+            dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(type(self)), self._can_record_outputs)
             return super().forward(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         settings = self.modernbert_fast_settings
         given = input_ids if input_ids is not None else inputs_embeds

@@ -268,3 +268,13 @@ def gradients(model):
 def environment(**changes):
     """The environment of a child process that imports what this one does."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **changes}
+
+
+def right(architecture="ModernBertModel"):
+    """Inputs of a right-padded batch."""
+    return batch("right").inputs(architecture)
+
+
+def mask():
+    """The mask of that batch, (B, S) of bool."""
+    return batch("right").mask

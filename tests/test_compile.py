@@ -24,9 +24,9 @@ def fresh_compiler():
 
 @pytest.mark.parametrize("architecture", [MLM, "ModernBertForSequenceClassification"])
 def test_a_compiled_model_equals_the_eager_one(architecture):
-    fast = mf.accelerate(hf.build(architecture, hf.tiny_config()))
+    fast = mf.accelerate(hf.build(architecture, hf.tiny_config(num_hidden_layers=2)))
     compiled = torch.compile(copy.deepcopy(fast), backend="aot_eager")
-    for kind, S in (("right", 33), ("left", 33), ("none", 20), ("right", 40)):
+    for kind, S in (("right", 33), ("none", 20), ("left", 40)):
         batch = hf.batch(kind, S=S)
         given = {**batch.inputs(architecture), **batch.targets(architecture, fast.config)}
         outputs = []
@@ -60,7 +60,7 @@ def graphs_of(model, backend="aot_eager"):
 
 @pytest.mark.parametrize("source", ["transformers", "ours"])
 def test_encode_is_one_graph(source):
-    stock = hf.build("ModernBertModel", hf.tiny_config())
+    stock = hf.build("ModernBertModel", hf.tiny_config(num_hidden_layers=2))
     config = mf.EncoderConfig.from_hf(stock.config)
     if source == "transformers":
         model = mf.accelerate(stock)

@@ -124,9 +124,7 @@ def test_layer_norm_backward(dtype, offset, C):
     normed, _, rstd_64 = truth(x)
     dnormed = dy.double() * weight.double()
     projection = (dnormed * normed).mean(-1, keepdim=True)
-    expected = (
-        rstd_64[:, None] * (dnormed - dnormed.mean(-1, keepdim=True) - normed * projection) + dsum.double()
-    )
+    expected = rstd_64[:, None] * (dnormed - dnormed.mean(-1, keepdim=True) - normed * projection) + dsum.double()
     scale = 1 + rstd_64[:, None] * dnormed.abs().amax(-1, keepdim=True)
     assert dx.dtype == dtype
     assert ((dx.double() - expected).abs() <= tolerance(expected, dtype) + 4e-6 * scale).all()
@@ -206,9 +204,7 @@ def test_padding_plan(dtype):
     assert indices.tolist() == mask.flatten().nonzero().flatten().tolist()
     assert cu_seqlens.tolist() == [0, 3, 6, 6, 11] and cu_seqlens.dtype == torch.int32
     assert positions.tolist() == [0, 1, 2, 0, 2, 4, 0, 1, 2, 3, 4] and positions.dtype == torch.int32
-    for got, want in zip(
-        ops.padding_plan(mask.T.contiguous().T), (indices, cu_seqlens, positions), strict=True
-    ):
+    for got, want in zip(ops.padding_plan(mask.T.contiguous().T), (indices, cu_seqlens, positions), strict=True):
         assert torch.equal(got, want)
 
 
@@ -216,9 +212,7 @@ def test_padding_plan(dtype):
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (0,)])
 def test_unpad_then_pad(shape, dtype):
     torch.manual_seed(0)
-    x = (
-        (torch.randn(4, 40, *shape) * 8).to(dtype)[:, ::2].transpose(0, 1)[3]
-    )  # (4, *shape) with strange strides
+    x = (torch.randn(4, 40, *shape) * 8).to(dtype)[:, ::2].transpose(0, 1)[3]  # (4, *shape) with strange strides
     indices = torch.tensor([3, 0, 2])
     packed = ops.padding_unpad(x, indices)
     assert torch.equal(packed, x[indices])
@@ -310,9 +304,7 @@ def isa_runs(tmp_path_factory):
     """isa -> the arrays that FORWARD_SCRIPT computed with it, or the error text if it does not run here."""
     folder = tmp_path_factory.mktemp("isa")
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((9, 333)) * np.exp2(
-        rng.integers(-26, 17, (9, 333))
-    )  # fp16: subnormal to infinite
+    x = rng.standard_normal((9, 333)) * np.exp2(rng.integers(-26, 17, (9, 333)))  # fp16: subnormal to infinite
     np.savez(folder / "in.npz", x=x.astype(np.float32), dy=rng.standard_normal((9, 333)).astype(np.float32))
     runs = {}
     for isa in ISAS:
@@ -360,9 +352,7 @@ for _ in range(2):
 def test_only_the_stable_abi_is_used():
     """No C++ symbol of torch is needed, so a newer torch can load the library."""
     for library in PACKAGE.glob("_ops_*.so"):
-        listed = subprocess.run(
-            ["nm", "-D", "-u", "-C", library], capture_output=True, text=True, check=True
-        ).stdout
+        listed = subprocess.run(["nm", "-D", "-u", "-C", library], capture_output=True, text=True, check=True).stdout
         assert "torch" in listed
         for line in listed.splitlines():
             assert not any(name in line for name in ("at::", "c10::", "Py_", "PyObject")), (

@@ -60,8 +60,7 @@ def test_transformers_leaks_between_packed_texts(stock):
     kwargs = hf.packed_kwargs(LENGTHS)
     with torch.no_grad():
         one, other = (
-            stock(input_ids=given, **kwargs).last_hidden_state[0, MIDDLE]
-            for given in (ids(), with_other_neighbours())
+            stock(input_ids=given, **kwargs).last_hidden_state[0, MIDDLE] for given in (ids(), with_other_neighbours())
         )
     assert hf.relative(other, one) > 0.01
 

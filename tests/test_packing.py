@@ -38,9 +38,7 @@ def test_compiled_and_python_agree(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, rng.integers(1, 80), 300)
     capacity = int(lengths.max()) + int(rng.integers(1, 60))
-    assert np.array_equal(
-        packing._host.best_fit(lengths, capacity), packing._best_fit(lengths.tolist(), capacity)
-    )
+    assert np.array_equal(packing._host.best_fit(lengths, capacity), packing._best_fit(lengths.tolist(), capacity))
 
 
 def test_python_alone(monkeypatch):

@@ -79,25 +79,24 @@ def test_random_configs_in_fp32(architecture, changes, seed, record_property):
 
 
 @pytest.mark.parametrize("kind", ["none", "right", "left", "holes"])
-@pytest.mark.parametrize("architecture, changes", CASES, ids=NAMES)
+@pytest.mark.parametrize("architecture, changes", CASES[1:], ids=NAMES[1:])
 def test_the_loss_is_that_of_transformers(architecture, changes, kind):
-    if architecture == "ModernBertModel":
-        pytest.skip("has no loss")
+    """Where padding disturbs transformers itself, each text is run alone: spans, and cls under left padding."""
     batch = hf.batch(kind, 3)
     stock = hf.build(architecture, hf.tiny_config(num_labels=3, **changes))
     fast = mf.accelerate(copy.deepcopy(stock))
     inputs = {**batch.inputs(architecture), **batch.targets(architecture, stock.config)}
     with torch.no_grad():
         loss = fast(**inputs).loss
-        if architecture == "ModernBertForQuestionAnswering":
-            if kind == "holes":
-                pytest.skip("no text of this batch can be given to transformers without padding")
+        if architecture == "ModernBertForQuestionAnswering" and kind != "holes":
             losses = []
             for b, text in enumerate(batch.texts):
-                first = int(batch.mask[b].int().argmax())
+                first = batch.mask[b].int().argmax()
                 spans = {name: inputs[name][b : b + 1] - first for name in ("start_positions", "end_positions")}
                 losses.append(stock(input_ids=text[None], **spans).loss)
             expected = torch.stack(losses).mean()
+        elif architecture == "ModernBertForQuestionAnswering":
+            expected = batch.loss(architecture, batch.expected(stock, architecture), stock.config)
         elif kind == "left" and architecture == "ModernBertForSequenceClassification" and not changes:
             expected = F.cross_entropy(hf.alone(stock, architecture, batch.texts), inputs["labels"])
         else:

@@ -30,9 +30,7 @@ RULES = [
         "a pickle from elsewhere can run code: safetensors only",
     ),
     (
-        re.compile(
-            r"\btrust_remote_code\s*=\s*True|(?<![\w.])(?<!def )(eval|exec)\([^)]|allow_pickle\s*=\s*True"
-        ),
+        re.compile(r"\btrust_remote_code\s*=\s*True|(?<![\w.])(?<!def )(eval|exec)\([^)]|allow_pickle\s*=\s*True"),
         (),
         "nothing that a checkpoint names is run",
     ),
@@ -61,9 +59,7 @@ def violations(name: str) -> list[str]:
             line = text.count("\n", 0, match.end()) + 1
             found.append(f"{name}:{line}: {match[0].strip()!r}: {why}")
     if text.count("\n") > MAX_LINES:
-        found.append(
-            f"{name}: {text.count(chr(10))} lines, more than {MAX_LINES}: what would a reader split off?"
-        )
+        found.append(f"{name}: {text.count(chr(10))} lines, more than {MAX_LINES}: what would a reader split off?")
     return found
 
 

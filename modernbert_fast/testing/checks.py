@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +11,19 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modernbert_fast import dispatch
+from modernbert_fast import dispatch, ops
 from modernbert_fast.ops.checks import STRICT
 from modernbert_fast.testing.errors import assert_as_good_as, assert_same_bits
 from modernbert_fast.testing.memory import Guarded, dirty_allocator
-from modernbert_fast.testing.problems import Draw, Problem, Tensors
+from modernbert_fast.testing.problems import Draw, Problem, Tensors, attention
 
 # A maximum over few numbers is luck: small problems are drawn until this many results have been compared.
 _ENOUGH, _MOST_DRAWS = 512, 24
 
 
-def evaluate(run: Callable[..., Any], inputs: Tensors, grads: tuple[str, ...] = (), layout: str = "contiguous") -> Tensors:
+def evaluate(
+    run: Callable[..., Any], inputs: Tensors, grads: tuple[str, ...] = (), layout: str = "contiguous"
+) -> Tensors:
     """Results by name: "result 0", "result 1" ... and "d" + name for each gradient.
 
     Gradients of the results are drawn from a seed of their own, the same for every dtype up to rounding, and given
@@ -60,12 +64,13 @@ def check_accuracy(problem: Problem, layout: str = "contiguous") -> None:
             guard.check(name)
         rounds.append((got, evaluate(problem.plain, inputs, problem.grads), truth_of(problem, inputs)))
     for name in rounds[0][0]:
-        got, same_dtype, truth = (torch.cat([r[name].flatten() for r in way]) for way in zip(*rounds, strict=True))
+        all_draws = [torch.cat([r[name].flatten() for r in way]) for way in zip(*rounds, strict=True)]
+        got_all, same_dtype, truth = all_draws
         shapes = rounds[0][0][name].shape, rounds[0][2][name].shape
         assert shapes[0] == shapes[1], f"{name} has shape {tuple(shapes[0])}, expected {tuple(shapes[1])}"
         if problem.exact:
-            assert_same_bits(got, truth.to(got.dtype), name)
-        assert_as_good_as(got, same_dtype, truth, name)
+            assert_same_bits(got_all, truth.to(got_all.dtype), name)
+        assert_as_good_as(got_all, same_dtype, truth, name)
 
 
 def check_reference(problem: Problem) -> None:
@@ -115,7 +120,8 @@ def check_isolation(problem: Problem) -> None:
                 place = rows if per_token else slice(text, text + 1)
                 kept = torch.ones(got.shape[0], dtype=torch.bool, device=got.device)
                 kept[place] = False
-                assert_same_bits(got[kept], before[name][kept], f"{name} beside text {text} full of {value or 'others'}")
+                what = f"{name} beside text {text} full of {value or 'others'}"
+                assert_same_bits(got[kept], before[name][kept], what)
 
 
 def inputs_starts(problem: Problem) -> list[int]:
@@ -155,7 +161,48 @@ def check_registration(problem: Problem, layout: str = "contiguous") -> set[str]
     return {call.op.name() for call in recorder.calls}
 
 
-def check_refuses(call: Callable[[], Any], errors: type[Exception] | tuple[type[Exception], ...], problem: Problem) -> None:
+def check_rows_far_from_zero(device: torch.device, mean: float, spread: float, C: int) -> None:
+    """Layer norm of fp32 rows around `mean` is within 1e-6, and within two last places of results beyond 4."""
+    drawn = Draw(3, torch.float64, device)(7, C)
+    x = (mean + spread * drawn).float()
+    wide = x.double()
+    truth = (wide - wide.mean(1, keepdim=True)) / (wide.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    error = (ops.layer_norm(x, eps=1e-5).double() - truth).abs().max().item()
+    limit = max(1e-6, 2 * torch.finfo(torch.float32).eps * truth.abs().max().item())
+    assert error <= limit, f"rows around {mean:g}, spread {spread:g}: error {error:.2e} is beyond {limit:.2e}"
+
+
+def check_window(device: torch.device, dtype: torch.dtype, window: int) -> None:
+    """Equal scores and a one-hot v at each column: row i is non-zero iff |i - j| <= window, forward and backward."""
+    reach, T = 130, 2 * 130 + 1
+    cu_seqlens = torch.tensor([0, 3, 3 + T], dtype=torch.int32, device=device)
+    near = (torch.arange(T, device=device) - reach).abs() <= window
+    qkv = torch.zeros(3 + T, 3, 1, 8, dtype=dtype, device=device)
+    qkv[3 + reach, 2] = 1  # one key in the middle has a value
+    seen = ops.attention(qkv, cu_seqlens, T, window=window)
+    assert torch.equal(seen[3:, 0, 0] != 0, near), f"window {window} sees {int((seen[3:, 0, 0] != 0).sum())} rows"
+    assert seen[:3].eq(0).all(), "a neighbour sees the value"
+    qkv.requires_grad_()
+    do = torch.zeros(3 + T, 1, 8, dtype=dtype, device=device)
+    do[3 + reach] = 1  # one query in the middle is listened to
+    (dqkv,) = torch.autograd.grad(ops.attention(qkv, cu_seqlens, T, window=window), qkv, do)
+    assert torch.equal(dqkv[3:, 2, 0, 0] != 0, near)
+    assert dqkv[:3].eq(0).all()
+
+
+def check_alone(device: torch.device, dtype: torch.dtype, window: int) -> None:
+    """A text's bits do not depend on the batch around it, nor on its place in it."""
+    lengths = (17, 64, 1, 65, 40)
+    qkv = attention(lengths, 2, 16, dtype, device).inputs()["qkv"]
+    bounds = [0, *itertools.accumulate(lengths)]
+    batch = ops.attention(qkv, torch.tensor(bounds, dtype=torch.int32, device=device), 65, window=window)
+    for start, end in itertools.pairwise(bounds):
+        one = torch.tensor([0, end - start], dtype=torch.int32, device=device)
+        alone = ops.attention(qkv[start:end], one, end - start, window=window)
+        assert_same_bits(alone, batch[start:end], f"text of {end - start}")
+
+
+def check_refuses(call: Callable[[], Any], errors: type[Exception], problem: Problem) -> None:
     """Bad input raises one of `errors` with words in it, and the next call works."""
     before = evaluate(problem.run, problem.inputs())
     try:
@@ -183,7 +230,7 @@ def check_refuses_bounds(
             call(bounds)
             continue
         try:
-            check_refuses(lambda bounds=bounds: call(bounds), error, problem)
+            check_refuses(functools.partial(call, bounds), error, problem)
         except AssertionError as failure:
             raise AssertionError(f"cu_seqlens that {why}: {failure}") from failure
 

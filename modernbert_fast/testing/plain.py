@@ -87,7 +87,7 @@ def attention(
     scale: float | None = None,
 ) -> torch.Tensor:
     """qkv (T, 3, H, D) -> (T, H, D), torch's own attention text by text."""
-    rotated = qkv if positions is None else rope(qkv, positions, cos, sin)
+    rotated = qkv if positions is None or cos is None or sin is None else rope(qkv, positions, cos, sin)
     outputs = [torch.zeros_like(qkv[:0, 0])]
     for start, end in texts(cu_seqlens):
         q, k, v = rotated[start:end].permute(1, 2, 0, 3)

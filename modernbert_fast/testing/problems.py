@@ -13,7 +13,7 @@ import torch
 from modernbert_fast import ops
 from modernbert_fast.testing import plain
 
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, Any]  # by name; None where an optional tensor is left out
 
 # Around every tile edge, and the cases that kernels forget. Never tiny texts alone: there torch is exact, and no
 # yardstick.
@@ -150,9 +150,8 @@ def layer_norm(
             inputs["bias"] = draw(C, dtype=bias)
         return inputs
 
-    public, torch_one = (ops.layer_norm, plain.layer_norm)
-    if residual is not None:
-        public, torch_one = (ops.add_layer_norm, plain.add_layer_norm)
+    public: Callable[..., Any] = ops.layer_norm if residual is None else ops.add_layer_norm
+    torch_one: Callable[..., Any] = plain.layer_norm if residual is None else plain.add_layer_norm
     given = {"x": dtype, "residual": residual, "weight": weight, "bias": bias}
     return Problem(
         "layer_norm", dtype, device, draw_inputs,
@@ -164,7 +163,14 @@ def layer_norm(
 
 
 def embed_layer_norm(
-    T: int, V: int, C: int, dtype: torch.dtype, device: torch.device, *, ids: torch.dtype = torch.int64, padding_idx: int | None = None
+    T: int,
+    V: int,
+    C: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    ids: torch.dtype = torch.int64,
+    padding_idx: int | None = None,
 ) -> Problem:
     return Problem(
         "layer_norm", dtype, device,
@@ -238,7 +244,13 @@ def linear(T: int, K: int, N: int, dtype: torch.dtype, device: torch.device, *, 
 
 
 def pooling(
-    lengths: Sequence[int], C: int, dtype: torch.dtype, device: torch.device, *, mode: str = "mean", normalize: bool = False
+    lengths: Sequence[int],
+    C: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    mode: str = "mean",
+    normalize: bool = False,
 ) -> Problem:
     return Problem(
         "pooling", dtype, device,

@@ -55,25 +55,7 @@ def test_large_scores(backend, device, dtype):
 
 @pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 64, 65])
 def test_window_to_the_token(backend, device, dtype, window):
-    check_window(device, dtype, window)
-
-
-def check_window(device, dtype, window):
-    """Equal scores and a one-hot v at each column: row i is non-zero iff |i - j| <= window, forward and backward."""
-    reach, T = 130, 2 * 130 + 1
-    cu_seqlens = torch.tensor([0, 3, 3 + T], dtype=torch.int32, device=device)
-    near = (torch.arange(T, device=device) - reach).abs() <= window
-    qkv = torch.zeros(3 + T, 3, 1, 8, dtype=dtype, device=device)
-    qkv[3 + reach, 2] = 1  # one key in the middle has a value
-    seen = ops.attention(qkv, cu_seqlens, T, window=window)
-    assert torch.equal(seen[3:, 0, 0] != 0, near), f"window {window} sees {int((seen[3:, 0, 0] != 0).sum())} rows"
-    assert seen[:3].eq(0).all(), "a neighbour sees the value"
-    qkv.requires_grad_()
-    do = torch.zeros(3 + T, 1, 8, dtype=dtype, device=device)
-    do[3 + reach] = 1  # one query in the middle is listened to
-    (dqkv,) = torch.autograd.grad(ops.attention(qkv, cu_seqlens, T, window=window), qkv, do)
-    assert torch.equal(dqkv[3:, 2, 0, 0] != 0, near)
-    assert dqkv[:3].eq(0).all()
+    checks.check_window(device, dtype, window)
 
 
 @pytest.mark.parametrize("window", [-1, 1, 64])
@@ -85,18 +67,7 @@ def test_isolation(backend, device, dtype, lengths, window):
 @pytest.mark.parametrize("window", [-1, 8])
 def test_alone_as_in_a_batch(backend, device, dtype, window):
     """A text's bits do not depend on the batch around it, nor on its place in it."""
-    check_alone(device, dtype, window)
-
-
-def check_alone(device, dtype, window):
-    lengths = (17, 64, 1, 65, 40)
-    qkv = problems.attention(lengths, 2, 16, dtype, device).inputs()["qkv"]
-    bounds = [0, *itertools.accumulate(lengths)]
-    batch = ops.attention(qkv, torch.tensor(bounds, dtype=torch.int32, device=device), 65, window=window)
-    for start, end in itertools.pairwise(bounds):
-        one = torch.tensor([0, end - start], dtype=torch.int32, device=device)
-        alone = ops.attention(qkv[start:end], one, end - start, window=window)
-        assert_same_bits(alone, batch[start:end], f"text of {end - start}")
+    checks.check_alone(device, dtype, window)
 
 
 def test_repeats(backend, device, dtype):

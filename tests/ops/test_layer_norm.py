@@ -43,21 +43,7 @@ def test_embedding(backend, device, dtype, T, V, C, ids):
 @pytest.mark.parametrize("C", [1, 2, 17, 130, 768, 4097])
 def test_rows_far_from_zero(backend, device, mean, spread, C):
     """The corrected two-pass rule keeps 1e-6 where torch itself, plain two-pass and Welford lose every digit."""
-    x = far_rows(mean, spread, C, device)
-    y = ops.layer_norm(x, eps=1e-5).double()
-    wide = x.double()
-    truth = (wide - wide.mean(1, keepdim=True)) / (wide.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-    assert (y - truth).abs().max() <= far_limit(truth)
-
-
-def far_rows(mean, spread, C, device):
-    drawn = torch.randn(7, C, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    return (mean + spread * drawn).to(device, torch.float32)
-
-
-def far_limit(truth):
-    """reliability bar: 1e-6 for numbers up to 8 (their last place is 4.8e-7); further out, two last places."""
-    return max(1e-6, 2 * torch.finfo(torch.float32).eps * truth.abs().max().item())
+    checks.check_rows_far_from_zero(device, mean, spread, C)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e4, 6e4, 1e-7])
