@@ -1,6 +1,6 @@
 """modernbert_fast: ModernBERT packed once and never padded again, on the fastest kernels this machine has.
 
-    model = modernbert_fast.accelerate(AutoModel.from_pretrained("answerdotai/ModernBERT-base"))
+model = modernbert_fast.accelerate(AutoModel.from_pretrained("answerdotai/ModernBERT-base"))
 """
 
 from modernbert_fast import dispatch, library, ops

@@ -77,9 +77,7 @@ def read(
     absent_heads = _HEADS - {name.split(".")[0] for name in wanted}
     missing = [name for bare, name in wanted.items() if bare not in stored and name not in optional]
     unexpected = [
-        tensor.name
-        for bare, tensor in stored.items()
-        if bare not in wanted and bare.split(".")[0] not in absent_heads
+        tensor.name for bare, tensor in stored.items() if bare not in wanted and bare.split(".")[0] not in absent_heads
     ]
     if missing:
         raise ValueError(f"{folder}: the checkpoint lacks {_listed(missing)}")
@@ -241,9 +239,7 @@ def _entry(path: Path, name: str, entry: Any) -> _Stored:
     raise ValueError(f"{path}: the header entry of tensor {name!r} is malformed")
 
 
-def _without_tied_decoder(
-    state: Mapping[str, torch.Tensor], config: EncoderConfig
-) -> dict[str, torch.Tensor]:
+def _without_tied_decoder(state: Mapping[str, torch.Tensor], config: EncoderConfig) -> dict[str, torch.Tensor]:
     tensors = {name: tensor.detach() for name, tensor in state.items()}
     decoder, table = tensors.get("decoder.weight"), tensors.get("model.embeddings.tok_embeddings.weight")
     if config.tie_word_embeddings and decoder is not None and table is not None:

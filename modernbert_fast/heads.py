@@ -39,9 +39,7 @@ def pooled_logits(model: Any, hidden: torch.Tensor, batch: PackedBatch, mode: st
     return class_logits(model, ops.pooling(hidden, batch.cu_seqlens, mode))
 
 
-def multi_vector(
-    hidden: torch.Tensor, projection: Any | None = None, normalize: bool = True
-) -> torch.Tensor:
+def multi_vector(hidden: torch.Tensor, projection: Any | None = None, normalize: bool = True) -> torch.Tensor:
     """Late interaction: hidden (T, C) -> one vector a token (T, D), of unit length with `normalize`."""
     vectors = hidden if projection is None else encoder.project(projection, hidden)
     return F.normalize(vectors.float(), dim=-1).to(vectors.dtype) if normalize else vectors
@@ -75,17 +73,13 @@ def masked_lm_loss(
     return losses.sum() / (max(labelled.numel(), 1) if num_items is None else num_items)
 
 
-def rows_loss(
-    logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
-) -> torch.Tensor:
+def rows_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None) -> torch.Tensor:
     """Cross entropy of logits (N, K) with labels (N,), fp32, mean over labelled rows or sum over `num_items`."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     return total / ((labels != IGNORE).sum().clamp_min(1) if num_items is None else num_items)
 
 
-def text_loss(
-    logits: torch.Tensor, labels: torch.Tensor, problem_type: str, num_labels: int
-) -> torch.Tensor:
+def text_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str, num_labels: int) -> torch.Tensor:
     """Loss of text classification by transformers' problem types; logits (B, num_labels)."""
     if problem_type == "regression":
         return F.mse_loss(logits.squeeze(), labels.squeeze()) if num_labels == 1 else F.mse_loss(logits, labels)

@@ -281,16 +281,12 @@ def test_wrong_dtype(saved, dtype):
 
 @pytest.mark.parametrize("offsets", [[0, 4], [0, 2**62], [-4, 60], [64, 0]])
 def test_header_that_lies_about_its_data(tmp_path, offsets):
-    write_raw(
-        tmp_path / WEIGHTS, {"a": {"dtype": "F32", "shape": [4, 4], "data_offsets": offsets}}, bytes(64)
-    )
+    write_raw(tmp_path / WEIGHTS, {"a": {"dtype": "F32", "shape": [4, 4], "data_offsets": offsets}}, bytes(64))
     with pytest.raises(ValueError, match=WEIGHTS):
         checkpoint.read(tmp_path, {"a": (4, 4)})
 
 
-@pytest.mark.parametrize(
-    "shape", [[2**40, 16], [2**32, 2**32], [10**30], [-1, 4], [4.0, 4], [True, 4], "ab", None]
-)
+@pytest.mark.parametrize("shape", [[2**40, 16], [2**32, 2**32], [10**30], [-1, 4], [4.0, 4], [True, 4], "ab", None])
 def test_header_with_an_absurd_shape(tmp_path, shape):
     write_raw(tmp_path / WEIGHTS, {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 64]}}, bytes(64))
     wanted = tuple(shape) if isinstance(shape, list) else (4, 4)
@@ -359,9 +355,7 @@ def test_weights_that_are_a_folder(tmp_path):
         checkpoint.read(tmp_path, SHAPES)
 
 
-@pytest.mark.parametrize(
-    "key, value", [("hidden_size", 2**40), ("vocab_size", 2**40), ("norm_eps", float("nan"))]
-)
+@pytest.mark.parametrize("key, value", [("hidden_size", 2**40), ("vocab_size", 2**40), ("norm_eps", float("nan"))])
 def test_bad_config_file(saved, key, value):
     values = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**values, key: value}))

@@ -66,11 +66,7 @@ def test_num_parameters_counts_every_bias(transformers, biased):
 
 
 def test_preset_is_the_class_default_of_transformers(transformers):
-    assert (
-        EncoderConfig.from_hf(transformers.ModernBertConfig())
-        == EncoderConfig.preset("base")
-        == EncoderConfig()
-    )
+    assert EncoderConfig.from_hf(transformers.ModernBertConfig()) == EncoderConfig.preset("base") == EncoderConfig()
 
 
 def test_old_keys():
@@ -130,9 +126,7 @@ def test_number_of_labels(labels):
     assert EncoderConfig.from_dict({**TINY, **labels}).num_labels == expected
 
 
-@pytest.mark.parametrize(
-    "rope", [{}, {FULL: YARN}, {FULL: LLAMA3, SLIDING: {"rope_type": "linear", "factor": 2.0}}]
-)
+@pytest.mark.parametrize("rope", [{}, {FULL: YARN}, {FULL: LLAMA3, SLIDING: {"rope_type": "linear", "factor": 2.0}}])
 def test_round_trip(rope):
     config = EncoderConfig.from_dict({**OLD_STYLE, "rope_parameters": rope, "eos_token_id": [3, 4]})
     assert EncoderConfig.from_dict(config.to_dict()) == config

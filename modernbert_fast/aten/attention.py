@@ -100,9 +100,7 @@ def forward(
     q, k, v = planes(qkv, positions, cos, sin)
     o, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
     for text in _texts(cu_seqlens, columns, window, q.dtype):
-        out, log_sum = _flash(
-            text.queries(q), text.keys(k), text.keys(v), 0.0, False, attn_mask=text.mask, scale=scale
-        )
+        out, log_sum = _flash(text.queries(q), text.keys(k), text.keys(v), 0.0, False, attn_mask=text.mask, scale=scale)
         text.put_queries(o, out)
         text.put_queries(lse[..., None], log_sum[..., None])
     return o.transpose(0, 1).to(qkv.dtype).contiguous(), lse

@@ -1,4 +1,4 @@
-"""The linear layer by torch's own product (cuBLASLt, oneDNN, MKL), in the dtype of its tensors. As reference/linear.py."""
+"""The linear layer by torch's own product (cuBLASLt, oneDNN, MKL), in its tensors' dtype. As reference/linear.py."""
 
 from __future__ import annotations
 

@@ -102,5 +102,7 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
+    if d is q:
+        d = d.view_as(d)  # torch.compile does not trace a Function that gets one tensor twice
     scores, argmax = _MaxSim.apply(q, d, cu_queries, cu_documents, pairwise)
     return (scores, argmax) if return_argmax else scores

@@ -7,9 +7,7 @@ import torch
 _SMALLEST_NORM = 1e-12
 
 
-def forward(
-    x: torch.Tensor, cu_seqlens: torch.Tensor, mode: str, normalize: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(x: torch.Tensor, cu_seqlens: torch.Tensor, mode: str, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """x (T, C) -> y (B, C), norm (B,) the length each row was divided by (ones without normalize)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     bounds = cu_seqlens.tolist()

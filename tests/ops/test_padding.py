@@ -10,8 +10,6 @@ OP = "padding"
 B, S = 7, 33
 
 
-
-
 MASKS = {
     "full": torch.ones(B, S, dtype=torch.bool),
     "empty": torch.zeros(B, S, dtype=torch.bool),
