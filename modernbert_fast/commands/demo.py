@@ -27,8 +27,8 @@ STOCK, FAST = "transformers", "modernbert_fast"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--texts", type=positive, default=16, help="how many texts (default: %(default)s)")
-    parser.add_argument("--batch", type=positive, default=8, help="texts per batch (default: %(default)s)")
+    parser.add_argument("--texts", type=positive, default=12, help="how many texts (default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=6, help="texts per batch (default: %(default)s)")
     parser.add_argument(
         "--max-length", type=positive, default=768, help="leave out longer texts (default: %(default)s)"
     )

@@ -9,7 +9,7 @@ import torch
 from modernbert_fast.testing import error_limit
 
 WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
-CHECKED_TOKENS = 1024
+CHECKED_TOKENS = 512
 
 
 class ParityError(Exception):
