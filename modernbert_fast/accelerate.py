@@ -39,7 +39,7 @@ def accelerate(
 
     Returns:
         The same object. Outputs at padding are zero; elsewhere they are those of the stock model. Left-padded
-        texts pool their first token, not column 0. Padding takes no part in the loss of question answering.
+        texts pool their first token, not column 0. Padding takes no part in any loss, whatever its labels say.
 
     Raises:
         ImportError: without transformers 5.17 or later.
@@ -48,7 +48,7 @@ def accelerate(
     hf = _hf()
     if hasattr(model, "_orig_mod"):
         raise ValueError("accelerate the model before torch.compile wraps it")
-    found = 0
+    found, accepted = 0, []
     for module in model.modules():
         if "FSDP" in type(module).__name__:
             raise ValueError("accelerate the model before FSDP shards it")
@@ -63,12 +63,13 @@ def accelerate(
         config, static = _read_config(module)
         if strict and static:
             raise NotImplementedError("; ".join(static))
-        settings = hf.Settings(config, strict, loss_only, restart_position_ids, static)
+        accepted.append((module, hf.Settings(config, strict, loss_only, restart_position_ids, static)))
+    if not found:
+        raise ValueError(f"found no transformers ModernBertModel inside {type(model).__name__}")
+    for module, settings in accepted:  # nothing was changed before every encoder was looked at
         setattr(module, _SETTINGS, settings)
         for part in (module, module.embeddings, *module.layers):
             part.__class__ = hf.CLASSES.get(type(part), type(part))
-    if not found:
-        raise ValueError(f"found no transformers ModernBertModel inside {type(model).__name__}")
     for module in model.modules():  # heads, once their encoder is packed
         if type(module) in hf.CLASSES and hasattr(getattr(module, "model", None), _SETTINGS):
             module.__class__ = hf.CLASSES[type(module)]
@@ -92,11 +93,16 @@ def is_accelerated(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def accelerated(model: nn.Module, **options: Any) -> Iterator[Any]:
-    """accelerate() within the block, restore() after it."""
+    """accelerate() within the block; after it every class and setting is what it was before."""
+    former = [(module, type(module), module.__dict__.get(_SETTINGS)) for module in model.modules()]
     try:
         yield accelerate(model, **options)
     finally:
-        restore(model)
+        for module, kind, settings in former:
+            module.__class__ = kind
+            module.__dict__.pop(_SETTINGS, None)
+            if settings is not None:
+                setattr(module, _SETTINGS, settings)
 
 
 @dataclass(frozen=True)

@@ -69,19 +69,19 @@ class PackedBatch:
             positions = torch.arange(S, device=device, dtype=torch.int32).repeat(B)
         else:
             checks.shape("attention_mask", mask, B, S)
-            mask = mask != 0 if mask.is_floating_point() else mask
-            indices, cu_seqlens, positions = padding.plan(mask)
-            holes = bool((positions.diff() > 1).any())
-            columns = positions if holes else None
+            indices, cu_seqlens, positions = padding.plan(mask != 0)
+            full = positions.shape[0] == B * S
+            columns = positions if not full and bool((positions.diff() > 1).any()) else None
+            indices = None if full else indices
         max_position = S
         if position_ids is not None:
-            positions = _grid(position_ids, B, S)
-            positions = positions if indices is None else positions.index_select(0, indices)
+            grid = _grid(position_ids, B, S)
+            positions = grid if indices is None else grid.index_select(0, indices)
             max_position = _bound(positions)
         if restart:
             if position_ids is None:
                 raise ValueError("texts are to restart at position id 0, but no position_ids were given")
-            cu_seqlens = _restarts(positions, cu_seqlens)
+            cu_seqlens = _restarts(grid.view(B, S), indices)
         total = positions.shape[0]
         tiles = padding.tiles(cu_seqlens, total)
         return cls(cu_seqlens, S, positions.contiguous(), max_position, tiles, (B, S), indices, columns)
@@ -109,7 +109,7 @@ class PackedBatch:
         cu_seqlens = cu_seqlens.to(torch.int32)
         checks.cu_seqlens("cu_seqlens", cu_seqlens, total)
         lengths = cu_seqlens.diff()
-        if max_seqlen is None or checks.host_readable(cu_seqlens):
+        if max_seqlen is None or checks.readable(cu_seqlens):
             longest = int(lengths.max()) if lengths.numel() else 0
             if max_seqlen is not None and longest > max_seqlen:
                 raise ValueError(f"max_seqlen is {max_seqlen}, but a text has {longest} tokens")
@@ -138,7 +138,13 @@ class PackedBatch:
         return self.cu_seqlens.shape[0] - 1
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, ...) -> (T, ...)."""
+        """(B, S, ...) -> (T, ...).
+
+        Raises:
+            ValueError: x does not start with the batch's (B, S).
+        """
+        if tuple(x.shape[:2]) != self.shape:
+            raise ValueError(f"the batch has shape {self.shape}, got a tensor of shape {tuple(x.shape)}")
         rows = x.reshape(-1, *x.shape[2:])
         return rows if self.indices is None else padding.unpad(rows, self.indices)
 
@@ -168,10 +174,13 @@ def _bound(positions: torch.Tensor) -> int:
     return largest + 1
 
 
-def _restarts(positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """Bounds of texts that start at each position 0 and at each bound already there; empty texts go."""
+def _restarts(positions: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """Bounds of texts that start at each position 0, masked or not, of positions (B, S), and at each row."""
     starts = positions == 0
-    bounds = cu_seqlens[:-1][cu_seqlens.diff() > 0].long()
-    starts = starts.index_fill(0, bounds, True)
-    end = torch.tensor([positions.shape[0]], device=positions.device)
-    return torch.cat([starts.nonzero().squeeze(1), end]).to(torch.int32)
+    starts[:, :1] = True
+    text = starts.flatten().cumsum(0)
+    text = text if indices is None else text.index_select(0, indices)
+    first = torch.ones_like(text, dtype=torch.bool)
+    first[1:] = text.diff() != 0
+    end = torch.tensor([text.shape[0]], device=text.device)
+    return torch.cat([first.nonzero().squeeze(1), end]).to(torch.int32)

@@ -113,7 +113,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "layer_norm": (
-        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
     "attention": (

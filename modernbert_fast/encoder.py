@@ -6,6 +6,7 @@ for the norm of the next, unless somebody looks at what the layer returns.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
 
 _ONLY_LOOKS = "transformers.utils.output_capturing"
-_EXACT_GELU = ("GELU", "GELUActivation")  # torch's and transformers' class for "gelu"
+_EXACT_GELU = ("torch.nn.modules.activation.GELU", "transformers.activations.GELUActivation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,35 +43,52 @@ class Packed:
 @torch.compiler.disable
 def prepare(config: EncoderConfig, batch: PackedBatch, dtype: torch.dtype) -> Packed:
     """The batch with windows and rotary tables; `dtype` is that of the activations."""
-    length = max(512, 1 << max(batch.max_position - 1, 0).bit_length())
     table_dtype = torch.promote_types(dtype, torch.float32)
     device = batch.cu_seqlens.device
-    return Packed(
-        batch,
-        {
-            kind: LayerKind(config.window(kind), *_rotary_tables(config, kind, length, device, table_dtype))
-            for kind in sorted(set(config.layer_types))
-        },
-    )
+    kinds = {}
+    if batch.max_position <= max(config.max_position_embeddings, batch.shape[1]):
+        length = max(512, 1 << max(batch.max_position - 1, 0).bit_length())
+        for kind in sorted(set(config.layer_types)):
+            kinds[kind] = LayerKind(config.window(kind), *_shared_tables(config, kind, length, device, table_dtype))
+    else:  # positions far beyond the texts: tables of the tokens' own positions, not of all up to the largest
+        own = batch.positions.cpu()
+        for kind in sorted(set(config.layer_types)):
+            kinds[kind] = LayerKind(config.window(kind), *_tables(config, kind, own, device, table_dtype))
+        rows = torch.arange(own.shape[0], dtype=torch.int32, device=device)
+        batch = dataclasses.replace(batch, positions=rows, max_position=own.shape[0])
+    return Packed(batch, kinds)
 
 
 @functools.lru_cache(maxsize=32)
-def _rotary_tables(
+def _shared_tables(
     config: EncoderConfig, kind: str, length: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (length, D / 2): angles in fp32 from the config, whatever the model was cast to."""
+    return _tables(config, kind, torch.arange(length), device, dtype)
+
+
+def _tables(
+    config: EncoderConfig, kind: str, positions: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (P, D / 2) of positions (P,): angles in fp32 from the config, whatever the model was cast to."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         frequencies, scaling = inv_freq(config, kind)
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+        angles = positions.float()[:, None] * frequencies
         return (angles.cos() * scaling).to(device, dtype), (angles.sin() * scaling).to(device, dtype)
 
 
 def is_untouched(module: nn.Module) -> bool:
     """Whether nobody patched or hooked the module; transformers' own hooks for hidden states only look."""
+    if torch.nn.modules.module._has_any_global_hook():
+        return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return "forward" not in module.__dict__ and all(
         getattr(hook, "__module__", "") == _ONLY_LOOKS for group in hooks for hook in group.values()
     )
+
+
+def class_path(module: nn.Module) -> str:
+    """Module and name of its class: tells transformers' classes without importing transformers."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -105,18 +123,23 @@ def embed(embeddings: Any, ids: Any, inputs_embeds: torch.Tensor | None = None) 
     table, layer_norm = embeddings.tok_embeddings, embeddings.norm
     if inputs_embeds is not None:
         x = norm(layer_norm, inputs_embeds)
-    elif is_plain(table, nn.Embedding) and is_plain(layer_norm, nn.LayerNorm) and table.max_norm is None:
+    elif is_plain(layer_norm, nn.LayerNorm) and _only_gathers(table):
         x = ops.embed_layer_norm(
             ids, table.weight, layer_norm.weight, layer_norm.bias, layer_norm.eps, table.padding_idx
         )
     else:
-        x = norm(layer_norm, table(ids))
+        x = norm(layer_norm, table(ids[None])[0])  # (1, T): hooks on embeddings expect a batch
     return embeddings.drop(x)
+
+
+def _only_gathers(table: Any) -> bool:
+    plain = is_plain(table, nn.Embedding)
+    return plain and table.max_norm is None and not (table.scale_grad_by_freq or table.sparse)
 
 
 def mlp_act(mlp: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
     """(T, 2F) -> (T, F): the activated first half times the second."""
-    if activation == "gelu" and type(mlp.act).__name__ in _EXACT_GELU and is_untouched(mlp.act):
+    if activation == "gelu" and class_path(mlp.act) in _EXACT_GELU and is_untouched(mlp.act):
         return ops.geglu(x)
     a, b = x.chunk(2, dim=-1)
     return mlp.act(a) * b
@@ -178,7 +201,7 @@ def encode(
     """
     x, residual = model.embeddings(ids, inputs_embeds), None
     for block in model.layers:
-        if states is None and not block._forward_hooks:
+        if states is None and is_untouched(block):
             x, residual = block(x, residual, packed=packed, defer=True)
             continue
         x = x if residual is None else residual + x

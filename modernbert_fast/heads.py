@@ -13,6 +13,11 @@ from modernbert_fast.batch import PackedBatch
 
 IGNORE = -100
 
+_KNOWN_HEADS = (
+    "modernbert_fast.model.PredictionHead",
+    "transformers.models.modernbert.modeling_modernbert.ModernBertPredictionHead",
+)
+
 
 def predict(head: Any, x: torch.Tensor) -> torch.Tensor:
     """The prediction head: dense, activation, norm. (T, C) -> (T, C)."""
@@ -20,8 +25,9 @@ def predict(head: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _head(model: Any, x: torch.Tensor) -> torch.Tensor:
-    """The model's prediction head on rows (T, C); called as a module where hooks or sharding hang on it."""
-    return predict(model.head, x) if encoder.is_untouched(model.head) else model.head(x)
+    """The model's prediction head on rows (T, C); called as a module where it is hooked, sharded or replaced."""
+    fused = encoder.class_path(model.head) in _KNOWN_HEADS and encoder.is_untouched(model.head)
+    return predict(model.head, x) if fused else model.head(x)
 
 
 def vocabulary_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -37,12 +43,6 @@ def class_logits(model: Any, rows: torch.Tensor) -> torch.Tensor:
 def pooled_logits(model: Any, hidden: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
     """Classification of texts: hidden (T, C) -> (B, num_labels), one row of `mode` "cls" or "mean" a text."""
     return class_logits(model, ops.pooling(hidden, batch.cu_seqlens, mode))
-
-
-def multi_vector(hidden: torch.Tensor, projection: Any | None = None, normalize: bool = True) -> torch.Tensor:
-    """Late interaction: hidden (T, C) -> one vector a token (T, D), of unit length with `normalize`."""
-    vectors = hidden if projection is None else encoder.project(projection, hidden)
-    return F.normalize(vectors.float(), dim=-1).to(vectors.dtype) if normalize else vectors
 
 
 def masked_lm_loss(
@@ -102,13 +102,13 @@ def span_loss(
 ) -> torch.Tensor:
     """Question answering: logits (B, S), -inf where no token is; positions beyond S cost nothing.
 
-    Unlike transformers, padding takes no part in the softmax.
+    Unlike transformers, padding takes no part in the softmax, and a span that lies on padding costs nothing.
     """
     S = start.shape[1]
     losses = []
     for logits, positions in ((start, start_positions), (end, end_positions)):
         positions = positions.view(-1).clamp(0, S).to(logits.device)
-        # No -inf reaches the loss of a text without tokens: its positions are ignored.
-        ignored = torch.where(logits.isfinite().any(1), positions, S)
+        target = F.pad(logits, (0, 1)).gather(1, positions[:, None]).squeeze(1)
+        ignored = torch.where(target == float("-inf"), S, positions)
         losses.append(F.cross_entropy(logits.float(), ignored, ignore_index=S))
     return (losses[0] + losses[1]) / 2

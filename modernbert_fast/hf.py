@@ -55,17 +55,19 @@ class Settings:
 
 @dataclass
 class PackedOutput:
-    """What ModernBertModel gives a head: rows (T, C), their batch, and the padded hidden states if wanted."""
+    """What the encoder gives a head: rows (T, C), their batch, and the padded hidden states if wanted."""
 
-    hidden: torch.Tensor
+    rows: torch.Tensor
     batch: PackedBatch
     hidden_states: tuple[torch.Tensor | None, ...] | None
 
 
-def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any]) -> list[str]:
-    """Why this call takes the stock path; empty when it is packed."""
-    settings, config = model.modernbert_fast_settings, model.config
-    why = list(settings.static)
+def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any], *more: str) -> list[str]:
+    """Why this call takes the stock path, `more` reasons of the caller's included; empty when it is packed."""
+    settings, config = getattr(model, "modernbert_fast_settings", None), model.config
+    if settings is None:
+        return ["an instance of an accelerated class that was never accelerated itself"]
+    why = [*settings.static, *more]
     if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
         why.append("attention probabilities are returned only by the stock path")
     if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() != 2):
@@ -74,8 +76,10 @@ def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any]) -> list[
         why.append("dropout of attention probabilities runs on the stock path")
     if kwargs.get("is_causal", getattr(config, "is_causal", False)):
         why.append("causal attention runs on the stock path")
-    if not all(encoder.is_untouched(part) for block in model.layers for part in (block.attn, block.mlp)):
-        why.append("hooks on attention or MLP blocks, which are not called when packed, run on the stock path")
+    if not all(map(_is_driven, model.layers)):
+        why.append(
+            "attention or MLP blocks that are hooked or replaced, and not called when packed, run on the stock path"
+        )
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         why.append("tracing and export run on the stock path")
     if why and settings.strict:
@@ -84,6 +88,12 @@ def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any]) -> list[
         logger.warning("modernbert_fast: %s", reason)
         settings.said.add(reason)
     return why
+
+
+def _is_driven(block: Any) -> bool:
+    """Whether encoder.py may stand in for the block's own attention and MLP."""
+    parts = ((block.attn, stock.ModernBertAttention), (block.mlp, stock.ModernBertMLP))
+    return all(type(part) is kind and encoder.is_untouched(part) for part, kind in parts)
 
 
 class ModernBertEmbeddings(stock.ModernBertEmbeddings):
@@ -107,7 +117,7 @@ class ModernBertEncoderLayer(stock.ModernBertEncoderLayer):
 
 
 class ModernBertModel(stock.ModernBertModel):
-    """Packs, encodes, lays out again. `return_packed` is for the heads below."""
+    """Packs, encodes, lays out again. The heads below pass `handover` to get the batch and the hidden states in it."""
 
     def forward(
         self,
@@ -115,12 +125,12 @@ class ModernBertModel(stock.ModernBertModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        return_packed: bool = False,
+        handover: list[Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if not return_packed and objections(self, attention_mask, kwargs):  # a head asked before it called
+        if handover is None and objections(self, attention_mask, kwargs):  # a head asked before it called
             # Capture looks the model up by the name of its class, which is not the one transformers registered. From
             # 5.20 on the registry is a dict that takes models for keys; the plain method serves both kinds.
             dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(type(self)), self._can_record_outputs)
@@ -136,14 +146,18 @@ class ModernBertModel(stock.ModernBertModel):
             embeds = batch.unpad(inputs_embeds)
         wanted = kwargs.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
         states: list[torch.Tensor] | None = None if wanted is None or wanted is False else []
-        packed = encoder.prepare(settings.config, batch, self.dtype)
+        packed = encoder.prepare(settings.config, batch, self.final_norm.weight.dtype)
         hidden = encoder.encode(self, packed, ids, embeds, states)
         hidden_states = None if states is None else _laid_out(states, wanted, batch)
-        if return_packed:
-            return PackedOutput(hidden, batch, hidden_states)
+        if handover is not None:
+            handover += [batch, hidden_states]
+            if encoder.is_untouched(self):
+                return hidden
         last = batch.pad(hidden) if hidden_states is None or hidden_states[-1] is None else hidden_states[-1]
         output = BaseModelOutput(last_hidden_state=last, hidden_states=hidden_states)
-        return output if kwargs.get("return_dict", getattr(self.config, "return_dict", True)) else output.to_tuple()
+        return_dict = kwargs.get("return_dict")
+        return_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if return_dict or handover is not None else output.to_tuple()
 
 
 def check_ids(ids: torch.Tensor, table: torch.nn.Module) -> None:
@@ -164,6 +178,8 @@ def _pack(
     B, S = given.shape[:2]
     checks.same_device(given, attention_mask=attention_mask, position_ids=position_ids)
     bounds = kwargs.get("cu_seq_lens_q")
+    if bounds is None and kwargs.get("cu_seq_lens_k") is not None:
+        raise ValueError("cu_seq_lens_k comes with cu_seq_lens_q")
     if bounds is None:
         return PackedBatch.from_padded((B, S), attention_mask, position_ids, device=given.device, restart=restart)
     if B != 1:
@@ -186,18 +202,8 @@ def _laid_out(states: list[torch.Tensor], wanted: Any, batch: PackedBatch) -> tu
     return tuple(batch.pad(state) if i in chosen else None for i, state in enumerate(states))
 
 
-class _Head:
-    """What the five heads share: run the encoder, packed."""
-
-    def run(self: Any, attention_mask: Any, kwargs: dict[str, Any], **inputs: Any) -> PackedOutput | None:
-        """The packed encoder's output; None where the call takes the stock path."""
-        if objections(self.model, attention_mask, kwargs):
-            return None
-        return self.model(attention_mask=attention_mask, return_packed=True, **inputs, **kwargs)
-
-
-class ModernBertForMaskedLM(_Head, stock.ModernBertForMaskedLM):
-    """With labels and `loss_only`, only labelled rows meet the head, and no logits are made."""
+class _Head(stock.ModernBertPreTrainedModel):
+    """What the heads share: the encoder, packed, and `finish` on its rows; or else the stock forward."""
 
     @can_return_tuple
     def forward(
@@ -209,41 +215,64 @@ class ModernBertForMaskedLM(_Head, stock.ModernBertForMaskedLM):
         labels: Any = None,
         **kwargs: Any,
     ) -> Any:
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
-            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
-        num_items, loss, logits, hidden = kwargs.get("num_items_in_batch"), None, None, out.hidden
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if (out := self.encode(self.flat(inputs), kwargs)) is None:
+            return super().forward(**inputs, labels=labels, **kwargs)
+        return self.finish(out, inputs, labels, kwargs)
+
+    def flat(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The encoder's inputs."""
+        return inputs
+
+    def encode(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> PackedOutput | None:
+        """The encoder's rows; None where the call takes the stock path."""
+        own_loss = (
+            ("a loss function of the model's own runs on the stock path",) if "_loss_function" in vars(self) else ()
+        )
+        if objections(self.model, inputs["attention_mask"], kwargs, *own_loss):
+            return None
+        handover: list[Any] = []
+        out = self.model(**inputs, handover=handover, **kwargs)
+        batch, hidden_states = handover
+        # Padded only where somebody's hook looks at what the encoder returns, and may have changed it.
+        rows = out if isinstance(out, torch.Tensor) else batch.unpad(out.last_hidden_state)
+        return PackedOutput(rows, batch, hidden_states)
+
+    def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:
+        """Logits and loss of the encoder's rows."""
+        raise NotImplementedError
+
+
+class ModernBertForMaskedLM(_Head, stock.ModernBertForMaskedLM):
+    """With labels and `loss_only`, only labelled rows meet the head, and no logits are made."""
+
+    def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:
+        num_items, loss, logits, rows = kwargs.get("num_items_in_batch"), None, None, out.rows
         kept = None if labels is None else out.batch.unpad(labels)
         if kept is not None and self.model.modernbert_fast_settings.loss_only:
-            loss = heads.masked_lm_loss(self, hidden, kept, num_items)
+            loss = heads.masked_lm_loss(self, rows, kept, num_items)
+        elif kept is None:
+            logits = out.batch.pad(heads.vocabulary_logits(self, rows))
         else:
-            sparse = self.sparse_prediction
-            if sparse and kept is not None:
+            if self.sparse_prediction:
                 labelled = kept != self.sparse_pred_ignore_index
-                hidden, kept = hidden[labelled], kept[labelled]
-            rows = heads.vocabulary_logits(self, hidden)
-            loss = None if kept is None else heads.rows_loss(rows, kept, num_items)
-            logits = rows if sparse and kept is not None else out.batch.pad(rows)
+                rows, kept = rows[labelled], kept[labelled]
+            scores = heads.vocabulary_logits(self, rows)
+            loss = heads.rows_loss(scores, kept, num_items)
+            logits = scores if self.sparse_prediction else out.batch.pad(scores)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
 class ModernBertForSequenceClassification(_Head, stock.ModernBertForSequenceClassification):
     """One row a text meets the head: its first token (in any padding) or its mean."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
-            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
-        logits, loss = heads.pooled_logits(self, out.hidden, out.batch, self.config.classifier_pooling), None
+    def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:
+        logits, loss = heads.pooled_logits(self, out.rows, out.batch, self.config.classifier_pooling), None
         if labels is not None:
             self.config.problem_type = self.config.problem_type or heads.problem_type(labels, self.num_labels)
             loss = heads.text_loss(logits, labels, self.config.problem_type, self.num_labels)
@@ -253,22 +282,10 @@ class ModernBertForSequenceClassification(_Head, stock.ModernBertForSequenceClas
 class ModernBertForTokenClassification(_Head, stock.ModernBertForTokenClassification):
     """Every token meets the head, padding does not."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
-            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
-        rows = heads.class_logits(self, out.hidden)
-        loss = None if labels is None else heads.rows_loss(rows, out.batch.unpad(labels))
-        return TokenClassifierOutput(loss=loss, logits=out.batch.pad(rows), hidden_states=out.hidden_states)
+    def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:
+        scores = heads.class_logits(self, out.rows)
+        loss = None if labels is None else heads.rows_loss(scores, out.batch.unpad(labels))
+        return TokenClassifierOutput(loss=loss, logits=out.batch.pad(scores), hidden_states=out.hidden_states)
 
 
 class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering):
@@ -284,17 +301,17 @@ class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering
         end_positions: Any = None,
         **kwargs: Any,
     ) -> Any:
-        inputs = {"input_ids": input_ids, "position_ids": position_ids}
-        if (out := self.run(attention_mask, kwargs, **inputs)) is None:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        if (out := self.encode(inputs, kwargs)) is None:
             spans = {"start_positions": start_positions, "end_positions": end_positions}
-            return super().forward(attention_mask=attention_mask, **inputs, **spans, **kwargs)
-        rows = heads.class_logits(self, out.hidden)
-        start, end = out.batch.pad(rows).split(1, dim=-1)
-        start, end, loss = start.squeeze(-1).contiguous(), end.squeeze(-1).contiguous(), None
+            return stock.ModernBertForQuestionAnswering.forward(self, **inputs, **spans, **kwargs)
+        scores = heads.class_logits(self, out.rows)
+        start, end = (column.squeeze(-1).contiguous() for column in out.batch.pad(scores).split(1, dim=-1))
+        loss = None
         if start_positions is not None and end_positions is not None:
             if out.batch.num_texts != start.shape[0]:
                 raise NotImplementedError("spans of flattened texts: compute the loss from the logits")
-            nowhere = ~out.batch.pad(torch.ones_like(rows[:, 0], dtype=torch.bool))
+            nowhere = ~out.batch.pad(torch.ones_like(scores[:, 0], dtype=torch.bool))
             first, last = (logits.masked_fill(nowhere, float("-inf")) for logits in (start, end))
             loss = heads.span_loss(first, last, start_positions, end_positions)
         return QuestionAnsweringModelOutput(
@@ -305,28 +322,15 @@ class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering
 class ModernBertForMultipleChoice(_Head, stock.ModernBertForMultipleChoice):
     """Choices are texts of the packed batch; one row of each meets the head."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
-        flat = {
-            "input_ids": None if input_ids is None else input_ids.flatten(0, 1),
-            "position_ids": None if position_ids is None else position_ids.flatten(0, -2),
-            "inputs_embeds": None if inputs_embeds is None else inputs_embeds.flatten(0, 1),
-        }
-        mask = None if attention_mask is None else attention_mask.flatten(0, 1)
-        if (out := self.run(mask, kwargs, **flat)) is None:
-            inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-            return super().forward(attention_mask=attention_mask, labels=labels, **inputs, **kwargs)
-        rows = heads.pooled_logits(self, out.hidden, out.batch, self.config.classifier_pooling)
-        logits = rows.view(rows.shape[0] // choices, choices)
+    def flat(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """(B, choices, S, ...) -> (B * choices, S, ...)."""
+        axes = {"position_ids": -2}  # may come as (1, S)
+        return {name: None if value is None else value.flatten(0, axes.get(name, 1)) for name, value in inputs.items()}
+
+    def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:
+        choices = (inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]).shape[1]
+        scores = heads.pooled_logits(self, out.rows, out.batch, self.config.classifier_pooling)
+        logits = scores.view(scores.shape[0] // choices, choices)
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
         return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 

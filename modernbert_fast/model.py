@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
@@ -92,8 +93,28 @@ class EncoderLayer(nn.Module):
         return encoder.layer(self, x, residual, packed, defer)
 
 
+@torch.no_grad()
+def initialize(model: nn.Module, config: EncoderConfig) -> None:
+    """Weights for training from scratch: truncated normal by the config and biases zero, as transformers does."""
+    deviations = {
+        "Wo": config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers),
+        "dense": config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers),
+        "decoder": config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers),
+        "classifier": config.hidden_size**-0.5,
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            std = deviations.get(name.rpartition(".")[2], config.initializer_range)
+            cutoff = config.initializer_cutoff_factor * std
+            nn.init.trunc_normal_(module.weight, std=std, a=-cutoff, b=cutoff)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class ModernBert(nn.Module):
     """The encoder on packed tokens, with the parameters and names of transformers' ModernBertModel.
+
+    A new one has random weights by the config's initializer_range.
 
     Args:
         config: an EncoderConfig, for example `EncoderConfig.preset("base")`.
@@ -105,6 +126,7 @@ class ModernBert(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        initialize(self, config)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], dtype: torch.dtype | None = None) -> ModernBert:
@@ -195,6 +217,9 @@ class ModernBertWithHead(nn.Module):
             labels = 1 if architecture == "ModernBertForMultipleChoice" else config.num_labels
             self.drop = nn.Dropout(config.classifier_dropout)
             self.classifier = nn.Linear(config.hidden_size, labels)
+        for part in ("head", "classifier"):
+            if hasattr(self, part):
+                initialize(nn.ModuleDict({part: getattr(self, part)}), config)
 
     def tie(self) -> None:
         """Shares the token table with the decoder where the config says so."""

@@ -80,7 +80,7 @@ def test_encode_is_one_graph(source):
         assert hf.relative(hf.gradients(model)[name], gradient) <= 1e-4, name
 
 
-def test_encode_compiles_twice_at_most_over_many_shapes():
+def test_encode_recompiles_twice_at_most_over_many_shapes():
     model = mf.accelerate(hf.build("ModernBertModel", hf.tiny_config()))
     config = mf.EncoderConfig.from_hf(model.config)
     compiled, count = graphs_of(model, "eager")
@@ -88,7 +88,7 @@ def test_encode_compiles_twice_at_most_over_many_shapes():
         for n in range(2, 14):
             packed, tokens = packed_inputs(config, range(3, 3 + n))
             assert hf.relative(compiled(packed, tokens), encoder.encode(model, packed, tokens)) <= 1e-5
-    assert len(count) <= 3  # static, then with dynamic sizes; once more for a size of one or two
+    assert len(count) - 1 <= 2  # recompilations: with dynamic sizes; once more for a size of one or two
 
 
 @pytest.mark.slow

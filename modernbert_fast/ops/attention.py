@@ -46,7 +46,7 @@ def _check_forward(
         check_tables(T, D, qkv, positions, cos, sin)
     if window < GLOBAL:
         raise ValueError(f"window must be {GLOBAL} (global) or a distance >= 0, got {window}")
-    if checks.host_readable(cu_seqlens) and T and int(cu_seqlens.diff().max()) > max_seqlen:
+    if checks.readable(cu_seqlens) and T and int(cu_seqlens.diff().max()) > max_seqlen:
         raise ValueError(f"max_seqlen is {max_seqlen}, but a text has {int(cu_seqlens.diff().max())} tokens")
 
 

@@ -11,6 +11,11 @@ from modernbert_fast.dispatch import host_readable
 STRICT = os.environ.get("MODERNBERT_FAST_CHECK") == "strict"
 
 
+def readable(x: torch.Tensor) -> bool:
+    """Whether the values of `x` are to be checked: where reading them is free, and everywhere under strict checks."""
+    return STRICT or host_readable(x)
+
+
 def floating(**tensors: torch.Tensor | None) -> None:
     """Every tensor is floating point; None passes."""
     for name, x in tensors.items():
@@ -51,7 +56,7 @@ def cu_seqlens(name: str, bounds: torch.Tensor, total: int) -> None:
         raise TypeError(f"{name} must be int32, got {bounds.dtype}")
     if bounds.dim() != 1 or bounds.numel() < 1:
         raise ValueError(f"{name} must have shape (B + 1,), got {tuple(bounds.shape)}")
-    if not (STRICT or host_readable(bounds)):
+    if not readable(bounds):
         return
     values = bounds.tolist()
     if values[0] != 0:
@@ -65,7 +70,7 @@ def cu_seqlens(name: str, bounds: torch.Tensor, total: int) -> None:
 
 def index_range(name: str, index: torch.Tensor, size: int, low: int = 0) -> None:
     """Every entry of `index` lies in [low, size); read where that is free, and everywhere under strict checks."""
-    if index.numel() == 0 or not (STRICT or host_readable(index)):
+    if index.numel() == 0 or not readable(index):
         return
     smallest, largest = (int(v) for v in torch.aminmax(index))
     if smallest < low or largest >= size:

@@ -22,11 +22,13 @@ def _check_forward(
     checks.shape("labels", labels, x.shape[0])
     checks.integer(labels=labels)
     checks.same_device(x, weight=weight, bias=bias, labels=labels)
-    if checks.host_readable(labels):
+    if checks.readable(labels):
         checks.index_range("labels", labels[labels != ignore_index], weight.shape[0])
 
 
-def _check_backward(dloss: Any, x: Any, weight: Any, bias: Any, labels: Any, lse: Any, ignore_index: int) -> None:
+def _check_backward(
+    dloss: Any, x: Any, weight: Any, bias: Any, labels: Any, lse: Any, ignore_index: int, *needs: bool
+) -> None:
     _check_forward(x, weight, bias, labels, ignore_index)
     checks.shape("dloss", dloss, x.shape[0])
     checks.shape("lse", lse, x.shape[0])
@@ -38,9 +40,15 @@ def _fake_forward(x: Any, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return loss, torch.empty_like(loss)
 
 
-def _fake_backward(dloss: Any, x: Any, weight: Any, bias: Any, labels: Any, lse: Any, ignore_index: int) -> Any:
-    dbias = weight.new_empty(0 if bias is None else bias.shape[0])
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+def _fake_backward(
+    dloss: Any, x: Any, weight: Any, bias: Any, labels: Any, lse: Any, ignore_index: int, *needs: bool
+) -> tuple[torch.Tensor, ...]:
+    need_dx, need_dweight, need_dbias = needs
+    return (
+        x.new_empty(x.shape if need_dx else 0),
+        weight.new_empty(weight.shape if need_dweight else 0),
+        weight.new_empty(weight.shape[0] if need_dbias else 0),
+    )
 
 
 _forward = define(
@@ -53,7 +61,8 @@ _forward = define(
 )
 _backward = define(
     "cross_entropy_backward(Tensor dloss, Tensor x, Tensor weight, Tensor? bias, Tensor labels, Tensor lse,"
-    " int ignore_index) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    " int ignore_index, bool need_dx, bool need_dweight, bool need_dbias)"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     op="cross_entropy",
     fake=_fake_backward,
     call=lambda dloss, x, weight, bias, *rest: call_of(x, weight, bias),
@@ -73,9 +82,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Any, dlse: Any) -> Any:
-        dx, dweight, dbias = _backward(dloss, *ctx.saved_tensors, ctx.ignore_index)
-        has_bias = ctx.saved_tensors[2] is not None
-        return dx, dweight, dbias if has_bias else None, None, None
+        needs = ctx.needs_input_grad[:3]
+        grads = _backward(dloss, *ctx.saved_tensors, ctx.ignore_index, *needs)
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None
 
 
 def cross_entropy(

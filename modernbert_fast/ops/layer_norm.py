@@ -93,12 +93,21 @@ def _fake_embed(ids: Any, table: Any, weight: Any, bias: Any, eps: float) -> tup
     return table.new_empty((ids.shape[0], table.shape[1])), stats, torch.empty_like(stats)
 
 
+def _flags(x: torch.Tensor, residual: Any, *affine: Any) -> tuple[str, ...]:
+    """ "mixed dtypes" unless the stream is fp32 or all of one dtype, and weight and bias are fp32 or the stream's."""
+    stream = x.dtype if residual is None else residual.dtype
+    plain = stream in (x.dtype, torch.float32) and all(t is None or t.dtype in (stream, torch.float32) for t in affine)
+    return () if plain else ("mixed dtypes",)
+
+
 _forward = define(
     "layer_norm_forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps)"
     " -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)",
     op="layer_norm",
     fake=_fake_forward,
-    call=lambda x, residual, weight, bias, eps: call_of(x, residual, weight, bias),
+    call=lambda x, residual, weight, bias, eps: call_of(
+        x, residual, weight, bias, flags=_flags(x, residual, weight, bias)
+    ),
     check=_check_forward,
 )
 _backward = define(
@@ -106,7 +115,7 @@ _backward = define(
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     op="layer_norm",
     fake=_fake_backward,
-    call=lambda dy, dsum, x, weight, has_bias, mean, rstd: call_of(x, dy, dsum, weight),
+    call=lambda dy, dsum, x, weight, has_bias, mean, rstd: call_of(x, dy, dsum, weight, flags=_flags(x, None, weight)),
     check=_check_backward,
 )
 _embed_forward = define(
@@ -114,7 +123,7 @@ _embed_forward = define(
     " -> (Tensor y, Tensor mean, Tensor rstd)",
     op="layer_norm",
     fake=_fake_embed,
-    call=lambda ids, table, weight, bias, eps: call_of(table, weight, bias),
+    call=lambda ids, table, weight, bias, eps: call_of(table, weight, bias, flags=_flags(table, None, weight, bias)),
     check=_check_embed,
 )
 
@@ -159,7 +168,9 @@ class _EmbedLayerNorm(torch.autograd.Function):
         ids, table, weight, mean, rstd = ctx.saved_tensors
         has_bias = ctx.bias_dtype is not None
         dx, dweight, dbias = _backward(dy, None, table.index_select(0, ids), weight, has_bias, mean, rstd)
-        dtable = torch.ops.aten.embedding_dense_backward(dx, ids, table.shape[0], ctx.padding_idx, False)
+        dtable = None
+        if ctx.needs_input_grad[1]:
+            dtable = torch.ops.aten.embedding_dense_backward(dx, ids, table.shape[0], ctx.padding_idx, False)
         return (
             None,
             dtable,

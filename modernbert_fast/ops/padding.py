@@ -132,7 +132,9 @@ def plan(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def unpad(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Gathers the rows `indices` (T,) of `x` (R, ...) -> (T, ...). Differentiable in x.
+    """Gathers the distinct rows `indices` (T,) of `x` (R, ...) -> (T, ...). Differentiable in x.
+
+    A row that is named twice is gathered twice, but gets the gradient of one of them only.
 
     Raises:
         IndexError: on an index outside [0, R).

@@ -39,19 +39,25 @@ def backward(
     labels: torch.Tensor,
     lse: torch.Tensor,
     ignore_index: int,
+    need_dx: bool,
+    need_dweight: bool,
+    need_dbias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dloss (T,) -> dx (T, C), dweight (V, C), dbias (V,) or (0,)."""
+    """dloss (T,) -> dx (T, C), dweight (V, C), dbias (V,); (0,) for each that is not needed."""
     wide = weight.to(lse.dtype)
-    dx, dweight = x.new_zeros(x.shape), wide.new_zeros(wide.shape)
-    dbias = wide.new_zeros(0 if bias is None else weight.shape[0])
+    dx = x.new_zeros(x.shape if need_dx else 0)
+    dweight = wide.new_zeros(weight.shape if need_dweight else 0)
+    dbias = wide.new_zeros(weight.shape[0] if need_dbias else 0)
     for rows in _chunks(labels, ignore_index):
         kept = x[rows].to(lse.dtype)
         # Not exp(logits - lse): at logits of 1e3 the last place of an fp32 lse is 1e-4.
         dlogits = torch.softmax(_logits(kept, wide, bias), dim=1)
         dlogits.scatter_add_(1, labels[rows, None].long(), dlogits.new_full((rows.numel(), 1), -1.0))
         dlogits *= dloss[rows, None]
-        dx[rows] = (dlogits @ wide).to(x.dtype)
-        dweight += dlogits.t() @ kept
-        if bias is not None:
+        if need_dx:
+            dx[rows] = (dlogits @ wide).to(x.dtype)
+        if need_dweight:
+            dweight += dlogits.t() @ kept
+        if need_dbias:
             dbias += dlogits.sum(0)
     return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
