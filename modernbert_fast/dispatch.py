@@ -24,7 +24,7 @@ class Call:
         device: torch device type.
         dtypes: every floating dtype among the arguments; empty for ops that only move bytes.
         width: head dim for attention and rope, last dim for the rest.
-        flags: what the call asks beyond the plain op, in the op's own words ("holes", "odd_layout" ...).
+        flags: what the call asks beyond the plain op, in the op's own words ("mixed dtypes" ...).
     """
 
     device: str

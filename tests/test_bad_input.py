@@ -90,11 +90,26 @@ def test_wrong_shapes_raise_by_name(fast):
     assert fast(**given).last_hidden_state.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32])
+@pytest.mark.parametrize("shape", [(4, 40), (4, 32), (5, 33), (132,)])
+@pytest.mark.parametrize("kind", ["none", "right"])
+@pytest.mark.parametrize("architecture", [MLM, "ModernBertForTokenClassification"])
+def test_labels_of_another_shape_raise(architecture, kind, shape):
+    given = hf.batch(kind).inputs(architecture)
+    for loss_only in (False, True):
+        fast = mf.accelerate(hf.build(architecture, hf.tiny_config()), loss_only=loss_only)
+        with pytest.raises(ValueError, match="shape|size"):
+            fast(**given, labels=torch.zeros(shape, dtype=torch.long))
+
+
+DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_masks_of_every_dtype(stock, fast, dtype):
     ids, kept = hf.batch("holes").ids, hf.batch("holes").mask
-    expected = stock(ids, attention_mask=kept).last_hidden_state[kept]
-    assert hf.relative(fast(ids, attention_mask=kept.to(dtype)).last_hidden_state[kept], expected) <= 1e-5
+    expected = fast(ids, attention_mask=kept).last_hidden_state
+    assert hf.relative(expected[kept], stock(ids, attention_mask=kept).last_hidden_state[kept]) <= 1e-5
+    assert torch.equal(fast(ids, attention_mask=kept.to(dtype)).last_hidden_state, expected)
 
 
 def test_the_report_names_every_op(fast):

@@ -99,6 +99,26 @@ def test_tuples_through_the_config(stock, fast):
     assert type(fast(**right())) is type(stock(**right())) is tuple
 
 
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+def test_return_dict_of_none_leaves_it_to_the_config(architecture):
+    stock = hf.build(architecture, hf.tiny_config())
+    expected = stock(**right(architecture), return_dict=None)
+    assert type(mf.accelerate(stock)(**right(architecture), return_dict=None)) is type(expected)
+
+
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+def test_the_class_of_an_accelerated_model_makes_stock_ones(architecture, tmp_path):
+    stock = hf.build(architecture, hf.tiny_config())
+    expected = stock(**right(architecture))[0]
+    fast = mf.accelerate(stock)
+    fast.save_pretrained(tmp_path)
+    made = type(fast)(fast.config).eval()
+    made.load_state_dict(fast.state_dict())
+    for model in (made, type(fast).from_pretrained(tmp_path).eval()):
+        assert not mf.is_accelerated(model)
+        assert torch.equal(model(**right(architecture))[0], expected)
+
+
 def test_padding_comes_out_as_zeros(fast):
     assert not fast(**right()).last_hidden_state[~mask()].any()
 
@@ -228,6 +248,15 @@ def test_accelerated_restores_even_after_an_error(stock):
     assert type(stock) is transformers.ModernBertModel
 
 
+def test_accelerated_gives_former_settings_back(stock):
+    fast = mf.accelerate(stock, restart_position_ids=True)
+    classes, former = [type(module) for module in fast.modules()], fast.modernbert_fast_settings
+    with mf.accelerated(fast, strict=True):
+        assert fast.modernbert_fast_settings.strict
+    assert fast.modernbert_fast_settings is former and not former.strict
+    assert [type(module) for module in fast.modules()] == classes
+
+
 def test_what_is_not_there_raises():
     with pytest.raises(ValueError, match="no transformers ModernBertModel"):
         mf.accelerate(torch.nn.Linear(2, 2))
@@ -287,11 +316,14 @@ def test_attention_dropout_trains_on_the_stock_path_and_evaluates_packed(caplog)
     assert hf.relative(fast.eval()(**right())[0][mask()], stock.eval()(**right())[0][mask()]) <= 1e-5
 
 
-def test_strict_refuses_a_rope_that_it_cannot_run(stock):
+def test_strict_refuses_a_rope_that_it_cannot_run_and_changes_nothing(stock):
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     config = hf.tiny_config(rope_parameters={"full_attention": rope, "sliding_attention": rope})
+    models = torch.nn.ModuleList([stock, hf.build("ModernBertModel", config)])
+    classes = [type(module) for module in models.modules()]
     with pytest.raises(NotImplementedError, match="dynamic"):
-        mf.accelerate(hf.build("ModernBertModel", config), strict=True)
+        mf.accelerate(models, strict=True)
+    assert [type(module) for module in models.modules()] == classes and not mf.is_accelerated(models)
 
 
 def test_a_users_subclass_is_left_alone_and_named(caplog):

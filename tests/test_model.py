@@ -6,6 +6,7 @@ import sys
 import hf_models as hf
 import pytest
 import torch
+import transformers
 
 import modernbert_fast as mf
 
@@ -52,6 +53,35 @@ def test_gradients_equal_transformers():
     grads = hf.gradients(ours)
     for name, gradient in hf.gradients(stock).items():
         assert hf.relative(grads[name], gradient, 1e-9) <= 1e-4, name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+def test_new_weights_are_drawn_as_transformers_draws_them(architecture, tied):
+    config = hf.tiny_config(
+        hidden_size=128, num_labels=32, tie_word_embeddings=tied, decoder_bias=True, attention_bias=True, mlp_bias=True
+    )
+    stock = getattr(transformers, architecture)(config)
+    ours = mf.EncoderConfig.from_hf(config)
+    ours = mf.ModernBert(ours) if architecture == "ModernBertModel" else mf.ModernBertWithHead(ours, architecture)
+    tensors = ours.state_dict()
+    for name, expected in stock.state_dict().items():
+        actual = tensors[name]
+        if expected.dim() == 1 or expected.shape[0] == 1:  # too few numbers to measure a deviation by
+            assert expected.dim() == 2 or torch.equal(actual, expected), name
+            continue
+        assert abs(actual.std() / expected.std() - 1) < 0.05, name
+        assert abs(actual.abs().max() / expected.abs().max() - 1) < 0.02, name  # both go up to the cutoff
+
+
+def test_a_mask_of_ones_takes_no_gather():
+    for full in (True, False):
+        mask = torch.ones(3, 5, dtype=torch.long)
+        mask[2, 4] = full
+        padded = mf.PackedBatch.from_padded((3, 5), mask)
+        assert (padded.indices is None) == full and padded.columns is None
+        grid = torch.randn(3, 5, 2) * mask[..., None]
+        assert torch.equal(padded.pad(padded.unpad(grid)), grid)
 
 
 def test_padded_and_flattened_batches_hold_the_same_texts():

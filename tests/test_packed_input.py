@@ -119,6 +119,21 @@ def test_position_ids_that_restart_are_bounds_when_asked(stock):
     assert torch.equal(actual, expected)
 
 
+def test_texts_restart_where_the_mask_hides_position_0(stock):
+    fast = mf.accelerate(copy.deepcopy(stock), restart_position_ids=True)
+    places = {
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 0, 1, 1]]),
+    }
+    with torch.no_grad():
+        one, other = (
+            fast(input_ids=torch.tensor([[*first, 9, 8, 7]]), **places).last_hidden_state[0]
+            for first in ((3, 4, 5), (30, 40, 50))
+        )
+    assert not torch.equal(one[:3], other[:3])
+    assert torch.equal(one[4:], other[4:])
+
+
 def test_position_ids_that_restart_are_only_positions_otherwise(stock, fast):
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     with torch.no_grad():
@@ -149,6 +164,18 @@ def test_position_ids_of_padded_input(stock, fast, kind):
             for model in (stock, fast)
         )
     assert hf.relative(actual, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("farthest", [5000, 2**22])
+def test_far_position_ids_need_no_table_of_that_length(stock, fast, farthest):
+    positions = torch.arange(31)[None] + farthest - 40
+    positions[0, 20] = farthest
+    with torch.no_grad():
+        expected, actual = (model(ids(), position_ids=positions).last_hidden_state for model in (stock, fast))
+    assert hf.relative(actual, expected) <= 1e-5
+    batch = mf.PackedBatch.from_padded((1, 31), None, positions)
+    packed = mf.encoder.prepare(mf.EncoderConfig.from_hf(stock.config), batch, torch.float32)
+    assert all(len(kind.cos) == len(kind.sin) <= 512 for kind in packed.kinds.values())
 
 
 def test_texts_of_no_tokens_are_allowed(fast):
@@ -182,6 +209,8 @@ def test_contradicting_arguments_raise(fast):
     good = hf.packed_kwargs(LENGTHS)
     with pytest.raises(ValueError, match="equal"):
         fast(input_ids=ids(), **{**good, "cu_seq_lens_k": torch.tensor([0, 31], dtype=torch.int32)})
+    with pytest.raises(ValueError, match="cu_seq_lens_k comes with cu_seq_lens_q"):
+        fast(input_ids=ids(), cu_seq_lens_k=good["cu_seq_lens_k"])
     with pytest.raises(ValueError, match="max_seqlen"):
         fast(input_ids=ids(), **{**good, "max_length_q": 3})
     with pytest.raises(ValueError, match="flattened"):

@@ -1,6 +1,7 @@
 """Training an accelerated model: checkpointing, dropout, losses, optimizer steps, resizing, dtypes."""
 
 import copy
+import sys
 
 import hf_models as hf
 import pytest
@@ -123,6 +124,36 @@ def test_one_optimizer_step_is_that_of_transformers(mlm):
         losses.append(torch.stack(trail))
     assert losses[0][-1] < losses[0][0]
     assert hf.relative(losses[1], losses[0]) <= 1e-5
+
+
+def test_replicas_of_data_parallel(mlm, monkeypatch):
+    """torch copies to GPUs only; this replica is one's own, and has attributes where parameters were."""
+    replicate = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(
+        replicate,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [[tensor.view_as(tensor) for tensor in tensors] for _ in devices],
+    )
+    batch = hf.batch("right")
+    given = {**batch.inputs(MLM), **batch.targets(MLM, mlm.config)}
+    mlm(**given).loss.backward()
+    expected = {name: gradient.clone() for name, gradient in hf.gradients(mlm).items()}
+    fast = mf.accelerate(mlm, strict=True)
+    fast.zero_grad()
+    (replica,) = replicate.replicate(fast, [0])
+    assert not list(replica.parameters())
+    replica(**given).loss.backward()
+    for name, gradient in expected.items():
+        assert hf.relative(hf.gradients(fast)[name], gradient) <= 1e-4, name
+
+
+def test_embedding_gradients_scaled_by_frequency(stock):
+    stock.embeddings.tok_embeddings.scale_grad_by_freq = True
+    fast = mf.accelerate(copy.deepcopy(stock))
+    for model in (stock, fast):
+        model(**right()).last_hidden_state[mask()].square().mean().backward()
+    for name, gradient in hf.gradients(stock).items():
+        assert hf.relative(hf.gradients(fast)[name], gradient) <= 1e-4, name
 
 
 def test_resize_token_embeddings(mlm):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from modernbert_fast.geometry import Geometry
 from modernbert_fast.reference.attention import planes
 from modernbert_fast.reference.rope import unrotate_qkv
 
@@ -84,48 +85,27 @@ def _texts(cu_seqlens: torch.Tensor, columns: Any, window: int, dtype: torch.dty
             yield _Text(start, end, columns, window, dtype)
 
 
-def forward(
-    qkv: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    positions: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    tiles: torch.Tensor,
-    max_seqlen: int,
-    window: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(qkv: torch.Tensor, *geometry: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """qkv (T, 3, H, D) -> o (T, H, D), lse (H, T)."""
-    q, k, v = planes(qkv, positions, cos, sin)
+    g = Geometry(*geometry)
+    q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     o, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-    for text in _texts(cu_seqlens, columns, window, q.dtype):
-        out, log_sum = _flash(text.queries(q), text.keys(k), text.keys(v), 0.0, False, attn_mask=text.mask, scale=scale)
+    for text in _texts(g.cu_seqlens, g.columns, g.window, q.dtype):
+        out, log_sum = _flash(
+            text.queries(q), text.keys(k), text.keys(v), 0.0, False, attn_mask=text.mask, scale=g.scale
+        )
         text.put_queries(o, out)
         text.put_queries(lse[..., None], log_sum[..., None])
     return o.transpose(0, 1).to(qkv.dtype).contiguous(), lse
 
 
-def backward(
-    do: torch.Tensor,
-    qkv: torch.Tensor,
-    o: torch.Tensor,
-    lse: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    positions: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    tiles: torch.Tensor,
-    max_seqlen: int,
-    window: int,
-    scale: float,
-) -> torch.Tensor:
+def backward(do: torch.Tensor, qkv: torch.Tensor, o: torch.Tensor, lse: torch.Tensor, *geometry: Any) -> torch.Tensor:
     """do (T, H, D) -> dqkv (T, 3, H, D)."""
-    q, k, v = planes(qkv, positions, cos, sin)
+    g = Geometry(*geometry)
+    q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     do, o = (x.to(q.dtype).transpose(0, 1) for x in (do, o))
     dplanes = q.new_empty((3, *q.shape))
-    for text in _texts(cu_seqlens, columns, window, q.dtype):
+    for text in _texts(g.cu_seqlens, g.columns, g.window, q.dtype):
         dq, dk, dv = _flash_backward(
             text.queries(do),
             text.queries(q),
@@ -136,9 +116,9 @@ def backward(
             0.0,
             False,
             attn_mask=text.mask,
-            scale=scale,
+            scale=g.scale,
         )
         text.put_queries(dplanes[0], dq)
         text.put_keys(dplanes[1], dk)
         text.put_keys(dplanes[2], dv)
-    return unrotate_qkv(dplanes.permute(2, 0, 1, 3), positions, cos, sin).to(qkv.dtype).contiguous()
+    return unrotate_qkv(dplanes.permute(2, 0, 1, 3), g.positions, g.cos, g.sin).to(qkv.dtype).contiguous()

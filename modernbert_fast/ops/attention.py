@@ -8,6 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import Call, call_of
+from modernbert_fast.geometry import Geometry
 from modernbert_fast.library import define
 from modernbert_fast.ops import checks, padding
 from modernbert_fast.ops.rope import check_tables
@@ -20,18 +21,8 @@ _GEOMETRY = (
 )
 
 
-def _check_forward(
-    qkv: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    positions: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    tiles: torch.Tensor,
-    max_seqlen: int,
-    window: int,
-    scale: float,
-) -> None:
+def _check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
+    cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, _ = Geometry(*geometry)
     checks.floating(qkv=qkv)
     checks.shape("qkv", qkv, None, 3, None, None)
     T, D = qkv.shape[0], qkv.shape[3]
@@ -60,17 +51,15 @@ def _check_backward(do: Any, qkv: Any, o: Any, lse: Any, *geometry: Any) -> None
     checks.same_device(qkv, do=do, o=o, lse=lse)
 
 
-def _flags(positions: Any, columns: Any) -> tuple[str, ...]:
-    return (("masks with holes",) if columns is not None else ()) + (("no rotary",) if positions is None else ())
-
-
 def _fake_forward(qkv: Any, *geometry: Any) -> tuple[torch.Tensor, torch.Tensor]:
     T, _, H, D = qkv.shape
     return qkv.new_empty((T, H, D)), qkv.new_empty((H, T), dtype=torch.promote_types(qkv.dtype, torch.float32))
 
 
-def _call_forward(qkv: Any, cu_seqlens: Any, positions: Any, cos: Any, sin: Any, columns: Any, *rest: Any) -> Call:
-    return call_of(qkv, flags=_flags(positions, columns))
+def _call_forward(qkv: Any, *geometry: Any) -> Call:
+    g = Geometry(*geometry)
+    asked = {"masks with holes": g.columns is not None, "attention without rotary": g.positions is None}
+    return call_of(qkv, flags=[flag for flag, wanted in asked.items() if wanted])
 
 
 def _call_backward(do: Any, qkv: Any, o: Any, lse: Any, *geometry: Any) -> Call:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from modernbert_fast.geometry import Geometry
 from modernbert_fast.reference.rope import rotate_qkv, unrotate_qkv
 
 _BLOCK = 64  # queries at a time: the scores of a block stay near the cache even at 8,192 keys
@@ -44,24 +45,14 @@ def _scores(q: torch.Tensor, k: torch.Tensor, hidden: torch.Tensor | None, scale
     return scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))
 
 
-def forward(
-    qkv: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    positions: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    tiles: torch.Tensor,
-    max_seqlen: int,
-    window: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(qkv: torch.Tensor, *geometry: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """qkv (T, 3, H, D) -> o (T, H, D), lse (H, T) natural log, fp32 (fp64 for fp64)."""
+    g = Geometry(*geometry)
     T, _, H, D = qkv.shape
-    q, k, v = planes(qkv, positions, cos, sin)
+    q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     o, lse = q.new_empty((H, T, D)), q.new_empty((H, T))
-    for rows, keys, hidden in _blocks(cu_seqlens, columns, window):
-        scores = _scores(q[:, rows], k[:, keys], hidden, scale)
+    for rows, keys, hidden in _blocks(g.cu_seqlens, g.columns, g.window):
+        scores = _scores(q[:, rows], k[:, keys], hidden, g.scale)
         peak = scores.amax(dim=-1, keepdim=True)
         weights = scores.sub_(peak).exp_()
         total = weights.sum(dim=-1, keepdim=True)
@@ -70,32 +61,19 @@ def forward(
     return o.transpose(0, 1).to(qkv.dtype).contiguous(), lse
 
 
-def backward(
-    do: torch.Tensor,
-    qkv: torch.Tensor,
-    o: torch.Tensor,
-    lse: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    positions: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    tiles: torch.Tensor,
-    max_seqlen: int,
-    window: int,
-    scale: float,
-) -> torch.Tensor:
+def backward(do: torch.Tensor, qkv: torch.Tensor, o: torch.Tensor, lse: torch.Tensor, *geometry: Any) -> torch.Tensor:
     """do (T, H, D) -> dqkv (T, 3, H, D); probabilities are recomputed."""
-    q, k, v = planes(qkv, positions, cos, sin)
+    g = Geometry(*geometry)
+    q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     do = do.to(q.dtype).transpose(0, 1)
     delta = (do * o.to(q.dtype).transpose(0, 1)).sum(-1, keepdim=True)
     dqkv = q.new_zeros((3, *q.shape))
     dq, dk, dv = dqkv.unbind(0)
-    for rows, keys, hidden in _blocks(cu_seqlens, columns, window):
+    for rows, keys, hidden in _blocks(g.cu_seqlens, g.columns, g.window):
         # Not exp(scores - lse): at scores of 1e3 the last place of an fp32 lse is 1e-4.
-        p = torch.softmax(_scores(q[:, rows], k[:, keys], hidden, scale), dim=-1)
-        ds = p * (torch.matmul(do[:, rows], v[:, keys].transpose(1, 2)) - delta[:, rows]) * scale
+        p = torch.softmax(_scores(q[:, rows], k[:, keys], hidden, g.scale), dim=-1)
+        ds = p * (torch.matmul(do[:, rows], v[:, keys].transpose(1, 2)) - delta[:, rows]) * g.scale
         dq[:, rows] = torch.matmul(ds, k[:, keys])
         dk[:, keys] += torch.matmul(ds.transpose(1, 2), q[:, rows])
         dv[:, keys] += torch.matmul(p.transpose(1, 2), do[:, rows])
-    return unrotate_qkv(dqkv.permute(2, 0, 1, 3), positions, cos, sin).to(qkv.dtype).contiguous()
+    return unrotate_qkv(dqkv.permute(2, 0, 1, 3), g.positions, g.cos, g.sin).to(qkv.dtype).contiguous()

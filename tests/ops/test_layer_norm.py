@@ -31,6 +31,15 @@ def test_residual(backend, device, dtype, T, C, affine, residual):
     checks.check_accuracy(problem, "sliced" if T % 2 else "permuted")
 
 
+@pytest.mark.parametrize(
+    "x, residual, weight", [(F32, BF16, F32), (F32, None, BF16), (F16, F32, BF16), (BF16, F16, F32)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_other_mixtures_of_dtypes_have_a_row(device, x, residual, weight, bias):
+    problem = problems.layer_norm(66, 48, x, device, residual=residual, weight=weight, bias=weight if bias else None)
+    checks.check_accuracy(problem)
+
+
 @pytest.mark.parametrize("T, V, C", [(0, 5, 8), (1, 1, 1), (33, 7, 31), (130, 50, 64), (9, 20, 768)])
 @pytest.mark.parametrize("ids", [torch.int32, torch.int64])
 def test_embedding(backend, device, dtype, T, V, C, ids):
