@@ -110,5 +110,6 @@ def span_loss(
         positions = positions.view(-1).clamp(0, S).to(logits.device)
         target = F.pad(logits, (0, 1)).gather(1, positions[:, None]).squeeze(1)
         ignored = torch.where(target == float("-inf"), S, positions)
-        losses.append(F.cross_entropy(logits.float(), ignored, ignore_index=S))
+        total = F.cross_entropy(logits.float(), ignored, ignore_index=S, reduction="sum")
+        losses.append(total / (ignored != S).sum().clamp_min(1))
     return (losses[0] + losses[1]) / 2

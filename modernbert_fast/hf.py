@@ -139,9 +139,12 @@ class ModernBertModel(stock.ModernBertModel):
         given = input_ids if input_ids is not None else inputs_embeds
         batch = _pack(given, attention_mask, position_ids, kwargs, settings.restart_position_ids)
         ids = embeds = None
-        if input_ids is not None:
+        table = self.embeddings.tok_embeddings
+        if input_ids is not None and not encoder.is_untouched(table):
+            embeds = batch.unpad(table(input_ids))  # hooks on the table may go by the sizes of (B, S, C)
+        elif input_ids is not None:
             ids = batch.unpad(input_ids)
-            check_ids(ids, self.embeddings.tok_embeddings)
+            check_ids(ids, table)
         else:
             embeds = batch.unpad(inputs_embeds)
         wanted = kwargs.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
@@ -202,6 +205,9 @@ def _laid_out(states: list[torch.Tensor], wanted: Any, batch: PackedBatch) -> tu
     return tuple(batch.pad(state) if i in chosen else None for i, state in enumerate(states))
 
 
+_CALL_LOSS_FUNCTION = (stock.ModernBertForMaskedLM, stock.ModernBertForQuestionAnswering)
+
+
 class _Head(stock.ModernBertPreTrainedModel):
     """What the heads share: the encoder, packed, and `finish` on its rows; or else the stock forward."""
 
@@ -231,16 +237,16 @@ class _Head(stock.ModernBertPreTrainedModel):
 
     def encode(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> PackedOutput | None:
         """The encoder's rows; None where the call takes the stock path."""
-        own_loss = (
-            ("a loss function of the model's own runs on the stock path",) if "_loss_function" in vars(self) else ()
-        )
+        own_loss: tuple[str, ...] = ()
+        if "_loss_function" in vars(self) and isinstance(self, _CALL_LOSS_FUNCTION):
+            own_loss = ("a loss function of the model's own runs on the stock path",)
         if objections(self.model, inputs["attention_mask"], kwargs, *own_loss):
             return None
         handover: list[Any] = []
         out = self.model(**inputs, handover=handover, **kwargs)
         batch, hidden_states = handover
         # Padded only where somebody's hook looks at what the encoder returns, and may have changed it.
-        rows = out if isinstance(out, torch.Tensor) else batch.unpad(out.last_hidden_state)
+        rows = out if isinstance(out, torch.Tensor) else batch.unpad(out[0])
         return PackedOutput(rows, batch, hidden_states)
 
     def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:

@@ -212,14 +212,13 @@ class ModernBertWithHead(nn.Module):
         self.head = PredictionHead(config)
         if architecture == "ModernBertForMaskedLM":
             self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
-            self.tie()
         else:
             labels = 1 if architecture == "ModernBertForMultipleChoice" else config.num_labels
             self.drop = nn.Dropout(config.classifier_dropout)
             self.classifier = nn.Linear(config.hidden_size, labels)
-        for part in ("head", "classifier"):
-            if hasattr(self, part):
-                initialize(nn.ModuleDict({part: getattr(self, part)}), config)
+        initialize(nn.ModuleDict({name: part for name, part in self.named_children() if name != "model"}), config)
+        if hasattr(self, "decoder"):
+            self.tie()
 
     def tie(self) -> None:
         """Shares the token table with the decoder where the config says so."""
