@@ -58,7 +58,7 @@ lint: build
 	@$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 test: lint
-	@MALLOC_PERTURB_=128 OMP_WAIT_POLICY=passive timeout 1200 $(BIN)/python -m pytest -q
+	@MALLOC_PERTURB_=128 OMP_WAIT_POLICY=passive timeout 2700 $(BIN)/python -m pytest -q
 
 bench: build
 	@$(BIN)/python -m pytest -q benchmarks
