@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from modernbert_fast import __version__
 from modernbert_fast.commands import CommandError
+from modernbert_fast.dispatch import NoBackend
 
 COMMANDS = ("info", "check", "bench", "encode", "demo")
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
-    except CommandError as error:
+    except (CommandError, NoBackend) as error:
         print(f"modernbert-fast {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

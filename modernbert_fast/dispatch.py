@@ -182,7 +182,11 @@ def pick(op: str, call: Call) -> Any:
 
 def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
     """Every row of `op` with its objections to `call`; the first row without any is the one that runs."""
-    return [(row.backend, row.objections(op, call)) for row in TABLE[op]]
+    forced = _forced.get(op)
+    passed_over = [f"{forced} is forced"]
+    return [
+        (row.backend, row.objections(op, call) if forced in (None, row.backend) else passed_over) for row in TABLE[op]
+    ]
 
 
 def survey(

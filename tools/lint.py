@@ -35,7 +35,7 @@ RULES = [
         "nothing that a checkpoint names is run",
     ),
 ]
-SOURCES = ("modernbert_fast/", "kernels/", "benchmarks/", "examples/")
+SOURCES = ("modernbert_fast/", "kernels/", "benchmarks/")
 MAX_LINES = 400
 
 

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device = choose_device(args)
+    facts = machine_facts()  # now: the checkout may change while this runs
     model, fast = load_pair(args, device)
     chosen = choose_workloads(args, model.config)
     results: list[dict[str, Any]] = []
@@ -65,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
         options = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in vars(args).items()
-            if name != "run"
+            if name not in ("run", "output")
         }
-        write_json(args.output / "bench.json", {"options": options, "machine": machine_facts(), "results": results})
+        write_json(args.output / "bench.json", {"options": options, "machine": facts, "results": results})
         print(f"wrote {args.output / 'bench.json'}" + plot(results, args.output / "bench.png"))
     return 0
 

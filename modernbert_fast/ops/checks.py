@@ -8,7 +8,10 @@ import torch
 
 from modernbert_fast.dispatch import host_readable
 
-STRICT = os.environ.get("MODERNBERT_FAST_CHECK") == "strict"
+_CHECK = os.environ.get("MODERNBERT_FAST_CHECK", "")
+if _CHECK not in ("", "strict"):
+    raise ValueError(f"MODERNBERT_FAST_CHECK must be strict or unset, got {_CHECK!r}")
+STRICT = _CHECK == "strict"
 
 
 def readable(x: torch.Tensor) -> bool:
