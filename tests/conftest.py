@@ -4,6 +4,7 @@ A test module of one op says `OP = "<op>"`. Its tests that take `backend`, `devi
 dispatch.TABLE[OP], on every device of this machine that the row takes, in every dtype it takes.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import modernbert_fast
 from modernbert_fast import dispatch, testing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -124,3 +126,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stock():
+    """A tiny random ModernBertModel of transformers."""
+    import hf_models as hf  # here, so that tests of the ops need no transformers
+
+    return hf.build("ModernBertModel", hf.tiny_config())
+
+
+@pytest.fixture
+def fast(stock):
+    """The same model, accelerated."""
+    return modernbert_fast.accelerate(copy.deepcopy(stock))
+
+
+@pytest.fixture
+def mlm():
+    """A tiny random ModernBertForMaskedLM of transformers."""
+    import hf_models as hf
+
+    return hf.build(hf.MLM, hf.tiny_config())

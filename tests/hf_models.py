@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+MLM = "ModernBertForMaskedLM"
 VOCAB = 97
 KINDS = ("none", "right", "left", "holes", "packed")
 ARCHITECTURES = (

@@ -1,27 +1,13 @@
 """Bad input raises a clear Python error or has a defined result, and the next call works."""
 
-import copy
-
 import hf_models as hf
 import pytest
 import torch
-from hf_models import mask, right
+from hf_models import MLM, mask, right
 
 import modernbert_fast as mf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MLM = "ModernBertForMaskedLM"
-
-
-@pytest.fixture
-def stock():
-    return hf.build("ModernBertModel", hf.tiny_config())
-
-
-@pytest.fixture
-def fast(stock):
-    return mf.accelerate(copy.deepcopy(stock))
 
 
 BAD_IDS = {"negative": -1, "vocabulary size": hf.VOCAB, "2 ** 31": 2**31}

@@ -13,30 +13,14 @@ import pytest
 import torch
 import transformers
 import transformers.models.modernbert.modeling_modernbert as modeling
-from hf_models import mask, right
+from hf_models import MLM, mask, right
 from transformers.utils import output_capturing
 
 import modernbert_fast as mf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MLM = "ModernBertForMaskedLM"
 AT_LEAST_5_20 = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 20)
-
-
-@pytest.fixture
-def stock():
-    return hf.build("ModernBertModel", hf.tiny_config())
-
-
-@pytest.fixture
-def fast(stock):
-    return mf.accelerate(copy.deepcopy(stock))
-
-
-@pytest.fixture
-def mlm():
-    return hf.build(MLM, hf.tiny_config())
 
 
 def test_hidden_states(stock, fast):

@@ -5,28 +5,11 @@ import copy
 import hf_models as hf
 import pytest
 import torch
-from hf_models import mask, right
+from hf_models import MLM, mask, right
 
 import modernbert_fast as mf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MLM = "ModernBertForMaskedLM"
-
-
-@pytest.fixture
-def stock():
-    return hf.build("ModernBertModel", hf.tiny_config())
-
-
-@pytest.fixture
-def fast(stock):
-    return mf.accelerate(copy.deepcopy(stock))
-
-
-@pytest.fixture
-def mlm():
-    return hf.build(MLM, hf.tiny_config())
 
 
 def test_hooks_on_layers_see_packed_rows_and_may_change_them(stock, fast):

@@ -6,23 +6,11 @@ import sys
 import hf_models as hf
 import pytest
 import torch
-from hf_models import mask, right
+from hf_models import MLM, mask, right
 
 import modernbert_fast as mf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MLM = "ModernBertForMaskedLM"
-
-
-@pytest.fixture
-def stock():
-    return hf.build("ModernBertModel", hf.tiny_config())
-
-
-@pytest.fixture
-def mlm():
-    return hf.build(MLM, hf.tiny_config())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
