@@ -123,6 +123,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "rope": (_REFERENCE,),
     "geglu": (_REFERENCE,),
     "linear": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
         _REFERENCE,
     ),

@@ -4,6 +4,7 @@
 
 #include "../convert.h"
 #include "../layer_norm.h"
+#include "../linear.h"
 #include "../padding.h"
 
 namespace modernbert_fast::cpu {
@@ -16,6 +17,8 @@ struct Loops {
   LayerNormForward* layer_norm_forward;
   LayerNormBackward* layer_norm_backward;
   LayerNormReduce* layer_norm_reduce;
+  Linear* linear;
+  ColumnSum* column_sum;
 };
 
 struct Isa {

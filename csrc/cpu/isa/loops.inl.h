@@ -13,17 +13,27 @@ namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE {
 
 namespace {
 
-// clang-format off: simd.inl.h serves the others
+// clang-format off: simd.inl.h serves the others, tile.inl.h some
 #include "simd.inl.h"
+#include "tile.inl.h"
 #include "../convert.inl.h"
 #include "../padding.inl.h"
 #include "../layer_norm.inl.h"
+#include "../linear.inl.h"
 // clang-format on
 
 }  // namespace
 
 const Loops kLoops = {
-    to_float, plan_count, plan_fill, copy_rows, layer_norm_forward, layer_norm_backward, layer_norm_reduce,
+    to_float,
+    plan_count,
+    plan_fill,
+    copy_rows,
+    layer_norm_forward,
+    layer_norm_backward,
+    layer_norm_reduce,
+    linear,
+    column_sum,
 };
 
 }  // namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE

@@ -29,7 +29,18 @@ MODERNBERT_FAST_INLINE To bit_cast(From from) {
   return to;
 }
 
-MODERNBERT_FAST_INLINE Vec splat(float value) { return Vec{} + value; }
+MODERNBERT_FAST_INLINE Vec splat(float value) { return value - Vec{}; }  // x - 0 is x, x + 0 is not: -0
+
+/// a * b + c, rounded once where the processor can: the same in every loop, whatever the compiler contracts.
+MODERNBERT_FAST_INLINE Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 #if defined(__AVX2__) && !defined(__AVX512F__)  // GCC 12 needs three times the instructions for the generic form
 

@@ -1,0 +1,82 @@
+// Linear layers: checks, allocation, the split among threads. The loop is in linear.inl.h.
+#include "linear.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "binding.h"
+#include "isa/isa.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
+
+/// a (M, K) times b (N, K) transposed, plus bias. The tensors hold the operands, whichever way.
+Tensor product(const Tensor& like, const Operand& a, const Operand& b, const Tensor* bias, index_t M, index_t N,
+               index_t K) {
+  Tensor y = new_tensor({M, N}, like.scalar_type());
+  if (M == 0 || N == 0) return y;
+  LinearArgs args{loop_dtype(like), a, b, bias ? bias->const_data_ptr() : nullptr, y.mutable_data_ptr(), M, N, K, 0};
+  // Wide units pack and convert less often, narrow ones keep every thread busy. No element depends on the choice.
+  const index_t blocks = (M + kLinearRows - 1) / kLinearRows, threads = torch::stable::get_num_threads();
+  for (args.columns = 4 * kLinearColumns; args.columns > kLinearColumns; args.columns /= 2)
+    if ((N + args.columns - 1) / args.columns * blocks >= 4 * threads) break;
+  parallel_rows(
+      linear_units(args), kLinearRows * args.columns * std::max<index_t>(K, 1) / 8,
+      [&](index_t begin, index_t end) { loops().linear(args, begin, end, Scratch(linear_scratch(args)).get()); });
+  return y;
+}
+
+void check_operands(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_dim(x, "x", 2);
+  check_dim(weight, "weight", 2);
+  check_dtype(x, "x", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  check_dtype(weight, "weight", {x.scalar_type()});
+  check_shape(weight, "weight", {weight.size(0), x.size(1)}, "(N, K)");
+  check_same_device(weight, "weight", x, "x");
+  if (!bias) return;
+  check_shape(*bias, "bias", {weight.size(0)}, "(N,)");
+  check_dtype(*bias, "bias", {x.scalar_type()});
+  check_same_device(*bias, "bias", x, "x");
+}
+
+Tensor linear_forward(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in) {
+  check_operands(x_in, weight_in, bias_in);
+  const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
+  std::optional<Tensor> bias;
+  if (bias_in) bias = as_contiguous(*bias_in);
+  return product(x, operand(x, false), operand(weight, false), bias ? &*bias : nullptr, x.size(0), weight.size(0),
+                 x.size(1));
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& weight_in,
+                                                   bool need_dx, bool need_dweight, bool need_dbias) {
+  check_operands(x_in, weight_in, std::nullopt);
+  const index_t M = x_in.size(0), K = x_in.size(1), N = weight_in.size(0);
+  check_shape(dy_in, "dy", {M, N}, "(T, N)");
+  check_same_device(dy_in, "dy", x_in, "x");
+  const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
+  const Tensor dy = with_contiguous_rows(as_dtype(dy_in, x.scalar_type()));
+  const auto none = [&] { return new_tensor({0}, x.scalar_type()); };
+  Tensor dbias = none();
+  if (need_dbias) {
+    dbias = new_tensor({N}, x.scalar_type());
+    const ColumnSumArgs args{loop_dtype(x), dy.const_data_ptr(), dy.stride(0), dbias.mutable_data_ptr(), M};
+    parallel_rows(N, M, [&](index_t begin, index_t end) { loops().column_sum(args, begin, end); });
+  }
+  return {need_dx ? product(x, operand(dy, false), operand(weight, true), nullptr, M, K, N) : none(),
+          need_dweight ? product(x, operand(dy, true), operand(x, true), nullptr, N, K, M) : none(), dbias};
+}
+
+}  // namespace
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
+  using namespace modernbert_fast::cpu;
+  m.impl("linear_forward", TORCH_BOX(&linear_forward));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward));
+}
