@@ -13,8 +13,9 @@ namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE {
 
 namespace {
 
-// clang-format off: simd.inl.h serves the others, tile.inl.h some
+// clang-format off: simd.inl.h, math.inl.h and tile.inl.h serve the others
 #include "simd.inl.h"
+#include "math.inl.h"
 #include "tile.inl.h"
 #include "../convert.inl.h"
 #include "../padding.inl.h"
