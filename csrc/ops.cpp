@@ -26,4 +26,13 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
   m.def(
       "linear_backward(Tensor dy, Tensor x, Tensor weight, bool need_dx, bool need_dweight, bool need_dbias)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  m.def("geglu_forward(Tensor x) -> Tensor");
+  m.def("geglu_backward(Tensor dy, Tensor x) -> Tensor");
+
+  m.def("rope_forward(Tensor qkv, Tensor positions, Tensor cos, Tensor sin) -> Tensor");
+
+  m.def("pooling_forward(Tensor x, Tensor cu_seqlens, str mode, bool normalize) -> (Tensor y, Tensor norm)");
+  m.def(
+      "pooling_backward(Tensor dy, Tensor y, Tensor norm, Tensor cu_seqlens, str mode, bool normalize, int T)"
+      " -> Tensor");
 }

@@ -120,14 +120,23 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,
     ),
-    "rope": (_REFERENCE,),
-    "geglu": (_REFERENCE,),
+    "rope": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
+        _REFERENCE,
+    ),
+    "geglu": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
+        _REFERENCE,
+    ),
     "linear": (
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
         _REFERENCE,
     ),
-    "pooling": (_REFERENCE,),
+    "pooling": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
+        _REFERENCE,
+    ),
     "maxsim": (_REFERENCE,),
     "cross_entropy": (_REFERENCE,),
 }

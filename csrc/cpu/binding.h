@@ -27,6 +27,22 @@ inline Tensor with_contiguous_rows(const Tensor& x) {
   return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
 }
 
+/// cu_seqlens (B + 1,) int32, contiguous, after a check that it rises from 0 to total.
+inline Tensor checked_bounds(const Tensor& cu_seqlens, int64_t total) {
+  check_dim(cu_seqlens, "cu_seqlens", 1);
+  check_dtype(cu_seqlens, "cu_seqlens", {ScalarType::Int});
+  const int64_t B = cu_seqlens.size(0) - 1;
+  check(B >= 0, "cu_seqlens must be (B + 1,), got ", cu_seqlens);
+  Tensor bounds = as_contiguous(cu_seqlens);
+  const int32_t* start = static_cast<const int32_t*>(bounds.const_data_ptr());
+  check(start[0] == 0, "cu_seqlens must start at 0, got ", start[0]);
+  for (int64_t b = 0; b < B; ++b)
+    check(start[b] <= start[b + 1], "cu_seqlens must not decrease: cu_seqlens[", b + 1, "] = ", start[b + 1], " after ",
+          start[b]);
+  check(start[B] == total, "cu_seqlens must end at total = ", total, ", got ", start[B]);
+  return bounds;
+}
+
 inline DType loop_dtype(const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::BFloat16: return DType::kBFloat16;

@@ -114,18 +114,10 @@ Tensor padding_pad(const Tensor& x, const Tensor& indices, int64_t rows) {
 }
 
 Tensor padding_tiles(const Tensor& cu_seqlens, int64_t total, int64_t rows) {
-  check_dim(cu_seqlens, "cu_seqlens", 1);
-  check_dtype(cu_seqlens, "cu_seqlens", {ScalarType::Int});
   check(rows >= 1, "rows must be at least 1, got ", rows);
-  const index_t B = cu_seqlens.size(0) - 1;
-  check(B >= 0, "cu_seqlens must be (B + 1,), got ", cu_seqlens);
-  const Tensor contiguous = as_contiguous(cu_seqlens);
-  const int32_t* start = static_cast<const int32_t*>(contiguous.const_data_ptr());
-  check(start[0] == 0, "cu_seqlens must start at 0, got ", start[0]);
-  for (index_t b = 0; b < B; ++b)
-    check(start[b] <= start[b + 1], "cu_seqlens must not decrease: cu_seqlens[", b + 1, "] = ", start[b + 1], " after ",
-          start[b]);
-  check(start[B] == total, "cu_seqlens must end at total = ", total, ", got ", start[B]);
+  const Tensor bounds = checked_bounds(cu_seqlens, total);
+  const int32_t* start = static_cast<const int32_t*>(bounds.const_data_ptr());
+  const index_t B = bounds.size(0) - 1;
 
   const index_t count = total / rows + B;
   Tensor tiles = new_tensor({count, 2}, ScalarType::Int);

@@ -37,7 +37,7 @@ _backward = define(
     "geglu_backward(Tensor dy, Tensor x) -> Tensor",
     op="geglu",
     fake=lambda dy, x: x.new_empty(x.shape),
-    call=lambda dy, x: call_of(x, dy),
+    call=lambda dy, x: call_of(x, dy, flags=("mixed dtypes",) * (dy.dtype != x.dtype)),
     check=_check_backward,
 )
 

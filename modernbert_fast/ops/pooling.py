@@ -51,7 +51,7 @@ _backward = define(
     " -> Tensor",
     op="pooling",
     fake=lambda dy, y, norm, cu_seqlens, mode, normalize, T: y.new_empty((T, y.shape[1])),
-    call=lambda dy, y, *rest: call_of(y, dy),
+    call=lambda dy, y, *rest: call_of(y, dy, flags=("mixed dtypes",) * (dy.dtype != y.dtype)),
     check=_check_backward,
 )
 

@@ -3,9 +3,12 @@
 #pragma once
 
 #include "../convert.h"
+#include "../geglu.h"
 #include "../layer_norm.h"
 #include "../linear.h"
 #include "../padding.h"
+#include "../pooling.h"
+#include "../rope.h"
 
 namespace modernbert_fast::cpu {
 
@@ -19,6 +22,11 @@ struct Loops {
   LayerNormReduce* layer_norm_reduce;
   Linear* linear;
   ColumnSum* column_sum;
+  GegluForward* geglu_forward;
+  GegluBackward* geglu_backward;
+  Rope* rope;
+  PoolingForward* pooling_forward;
+  PoolingBackward* pooling_backward;
 };
 
 struct Isa {

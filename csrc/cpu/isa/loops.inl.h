@@ -21,6 +21,9 @@ namespace {
 #include "../padding.inl.h"
 #include "../layer_norm.inl.h"
 #include "../linear.inl.h"
+#include "../geglu.inl.h"
+#include "../rope.inl.h"
+#include "../pooling.inl.h"
 // clang-format on
 
 }  // namespace
@@ -35,6 +38,11 @@ const Loops kLoops = {
     layer_norm_reduce,
     linear,
     column_sum,
+    geglu_forward,
+    geglu_backward,
+    rope,
+    pooling_forward,
+    pooling_backward,
 };
 
 }  // namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE

@@ -1,0 +1,64 @@
+// GeGLU: checks, allocation, threads. The loops are in geglu.inl.h.
+#include "geglu.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "binding.h"
+#include "isa/isa.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+void check_halves(const Tensor& x) {
+  check_dim(x, "x", 2);
+  check_dtype(x, "x", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  check(x.size(1) % 2 == 0, "the last dimension of x holds two halves and must be even, got shape ", x);
+}
+
+Tensor geglu_forward(const Tensor& x_in) {
+  check_halves(x_in);
+  const Tensor x = with_contiguous_rows(x_in);
+  const index_t T = x.size(0), F = x.size(1) / 2;
+  Tensor y = new_tensor({T, F}, x.scalar_type());
+
+  GegluForwardArgs args;
+  args.dtype = loop_dtype(x);
+  args.x = x.const_data_ptr();
+  args.x_stride = x.stride(0);
+  args.y = y.mutable_data_ptr();
+  args.F = F;
+  parallel_rows(T, 2 * F, [&](index_t begin, index_t end) { loops().geglu_forward(args, begin, end); });
+  return y;
+}
+
+Tensor geglu_backward(const Tensor& dy_in, const Tensor& x_in) {
+  check_halves(x_in);
+  const index_t T = x_in.size(0), F = x_in.size(1) / 2;
+  check_shape(dy_in, "dy", {T, F}, "(T, F)");
+  check_dtype(dy_in, "dy", {x_in.scalar_type()});
+  check_same_device(dy_in, "dy", x_in, "x");
+  const Tensor dy = with_contiguous_rows(dy_in), x = with_contiguous_rows(x_in);
+  Tensor dx = new_tensor({T, 2 * F}, x.scalar_type());
+
+  GegluBackwardArgs args;
+  args.dtype = loop_dtype(x);
+  args.dy = dy.const_data_ptr();
+  args.dy_stride = dy.stride(0);
+  args.x = x.const_data_ptr();
+  args.x_stride = x.stride(0);
+  args.dx = dx.mutable_data_ptr();
+  args.F = F;
+  parallel_rows(T, 2 * F, [&](index_t begin, index_t end) { loops().geglu_backward(args, begin, end); });
+  return dx;
+}
+
+}  // namespace
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
+  using namespace modernbert_fast::cpu;
+  m.impl("geglu_forward", TORCH_BOX(&geglu_forward));
+  m.impl("geglu_backward", TORCH_BOX(&geglu_backward));
+}
