@@ -35,4 +35,13 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
   m.def(
       "pooling_backward(Tensor dy, Tensor y, Tensor norm, Tensor cu_seqlens, str mode, bool normalize, int T)"
       " -> Tensor");
+
+  m.def(
+      "attention_forward(Tensor qkv,"
+      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
+      " Tensor tiles, int max_seqlen, int window, float scale) -> (Tensor o, Tensor lse)");
+  m.def(
+      "attention_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse,"
+      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
+      " Tensor tiles, int max_seqlen, int window, float scale) -> Tensor");
 }

@@ -117,6 +117,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "attention": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,
     ),

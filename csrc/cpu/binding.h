@@ -12,6 +12,7 @@
 
 #include "../checks.h"
 #include "dtype.h"
+#include "rope.h"
 
 namespace modernbert_fast::cpu {
 
@@ -66,6 +67,41 @@ inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType dtype)
   return new_tensor(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype);
 }
 
+/// The rotary arguments of a call on qkv (T, 3, H, D), checked.
+class RotaryTables {
+ public:
+  RotaryTables(const Tensor& qkv, const Tensor& positions, const Tensor& cos, const Tensor& sin)
+      : positions_(positions), cos_(cos), sin_(sin) {
+    check(qkv.size(3) % 2 == 0, "qkv must be (T, 3, H, D) with D even, got ", qkv);
+    check_shape(positions, "positions", {qkv.size(0)}, "(T,)");
+    check_dtype(positions, "positions", {ScalarType::Int, ScalarType::Long});
+    check_same_device(positions, "positions", qkv, "qkv");
+    check_dim(cos, "cos", 2);
+    const int64_t P = cos.size(0);
+    check_table(cos, "cos", P, qkv);
+    check_table(sin, "sin", P, qkv);
+    positions_ = as_contiguous(as_dtype(positions, ScalarType::Long));
+    cos_ = as_contiguous(cos);
+    sin_ = as_contiguous(sin);
+    const int64_t* const position = get().positions;
+    for (int64_t t = 0; t < qkv.size(0); ++t)
+      check_index(position[t] >= 0 && position[t] < P, "positions[", t, "] = ", position[t], " is outside [0, ", P,
+                  ")");
+  }
+  Rotary get() const {
+    return {static_cast<const int64_t*>(positions_.const_data_ptr()), static_cast<const float*>(cos_.const_data_ptr()),
+            static_cast<const float*>(sin_.const_data_ptr()), cos_.size(1)};
+  }
+
+ private:
+  static void check_table(const Tensor& table, const char* name, int64_t P, const Tensor& qkv) {
+    check_shape(table, name, {P, qkv.size(3) / 2}, "(P, D / 2)");
+    check_dtype(table, name, {ScalarType::Float});
+    check_same_device(table, name, qkv, "qkv");
+  }
+  Tensor positions_, cos_, sin_;
+};
+
 /// Uninitialised floats on a cache line boundary: scratch of one thread.
 class Scratch {
  public:
@@ -87,5 +123,26 @@ void parallel_rows(index_t rows, index_t elements_per_row, const Body& body) {
   const index_t grain = std::max<index_t>(1, kGrain / std::max<index_t>(1, elements_per_row));
   torch::stable::parallel_for(0, rows, grain, body);
 }
+
+/// Work in units of unequal cost, cut into pieces of about equal cost.
+class Costs {
+ public:
+  void add(index_t cost) { before_.push_back(before_.back() + cost); }
+  /// Calls body(begin, end) on torch's threads, in pieces of at least `grain` of cost; units are whole.
+  template <class Body>
+  void parallel(index_t grain, const Body& body) const {
+    torch::stable::parallel_for(0, before_.back(), grain, [&](int64_t begin, int64_t end) {
+      const index_t first = unit_from(begin), last = unit_from(end);
+      if (first < last) body(first, last);
+    });
+  }
+
+ private:
+  /// The first unit that starts at this cost or later.
+  index_t unit_from(index_t cost) const {
+    return std::lower_bound(before_.begin(), before_.end() - 1, cost) - before_.begin();
+  }
+  std::vector<index_t> before_{0};
+};
 
 }  // namespace modernbert_fast::cpu

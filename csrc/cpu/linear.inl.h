@@ -60,7 +60,7 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
       const index_t depth = a.K - k < kLinearDepth ? a.K - k : kLinearDepth;
       for (index_t n = 0; n < columns; n += kTileColumns)
         for (index_t m = 0; m < rows; m += kTileRows)
-          tile_rows(rows - m < kTileRows ? rows - m : kTileRows, x + m * x_stride + k, x_stride,
+          tile_rows(rows - m < kTileRows ? rows - m : kTileRows, x + m * x_stride + k, x_stride, 1,
                     panels + n * a.K + k * kTileColumns, kTileColumns, depth, sums + m * a.columns + n, a.columns, k);
     }
     for (index_t m = 0; m < rows; ++m) {

@@ -2,6 +2,7 @@
 // Torch-free: the files compiled with wider instructions include it.
 #pragma once
 
+#include "../attention.h"
 #include "../convert.h"
 #include "../geglu.h"
 #include "../layer_norm.h"
@@ -13,6 +14,11 @@
 namespace modernbert_fast::cpu {
 
 struct Loops {
+  index_t tile_columns;
+  AttentionScratchSize* attention_scratch;
+  AttentionPack* attention_pack;
+  AttentionForward* attention_forward;
+  AttentionBackward* attention_backward;
   ToFloat* to_float;
   PlanCount* plan_count;
   PlanFill* plan_fill;

@@ -24,11 +24,17 @@ namespace {
 #include "../geglu.inl.h"
 #include "../rope.inl.h"
 #include "../pooling.inl.h"
+#include "../attention.inl.h"
 // clang-format on
 
 }  // namespace
 
 const Loops kLoops = {
+    kTileColumns,
+    attention_scratch,
+    attention_pack,
+    attention_forward,
+    attention_backward,
     to_float,
     plan_count,
     plan_fill,

@@ -21,20 +21,35 @@ MODERNBERT_FAST_INLINE Rounded round_of(Vec x) {
   return {shifted - magic, bit_cast<Bits>(shifted)};
 }
 
+constexpr float kLog2E = 0x1.715476p0f;
+
+/// exp(x) / 2^n for x near n ln 2.
+MODERNBERT_FAST_INLINE Vec exp_reduced(Vec x, Rounded n) {
+  // x - n ln 2, with ln 2 in two parts: n times the first is exact
+  const Vec r = (x - n.value * 0x1.63p-1f) + n.value * 0x1.bd0106p-13f;
+  // (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2
+  const Vec q = polynomial(r, 0.499999934f, 0.166665201f, 0.0416683942f, 0.00836878041f, 0.0013814467f);
+  return 1.0f + (r + r * r * q);
+}
+
 /// Within 1.0 ulp, subnormal results too; 0 and infinity at the ends, NaN stays NaN.
 MODERNBERT_FAST_INLINE Vec exp_of(Vec x) {
   const Vec lowest = splat(-104.0f), highest = splat(89.0f);  // beyond these the result is 0 or infinite
   x = x < lowest ? lowest : x;
   x = x > highest ? highest : x;
-  const Rounded n = round_of(x * 0x1.715476p0f);  // of x / ln 2
-  // x - n ln 2, with ln 2 in two parts: n times the first is exact
-  const Vec r = (x - n.value * 0x1.63p-1f) + n.value * 0x1.bd0106p-13f;
-  // (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2
-  const Vec q = polynomial(r, 0.499999934f, 0.166665201f, 0.0416683942f, 0.00836878041f, 0.0013814467f);
-  const Vec p = 1.0f + (r + r * r * q);
+  const Rounded n = round_of(x * kLog2E);
+  const Vec p = exp_reduced(x, n);
   // 2^n may be out of range where p 2^n is not: in two steps. The high bits of n.bits are shifted out.
   const Bits half = n.bits >> 1, rest = n.bits - half;
   return p * bit_cast<Vec>((half + 127) << 23) * bit_cast<Vec>((rest + 127) << 23);
+}
+
+/// exp_of for x <= 0 in fewer steps: results below 2^-126 are 0. NaN stays NaN.
+MODERNBERT_FAST_INLINE Vec exp_not_positive(Vec x) {
+  const Vec lowest = splat(-88.0f);  // n is -127 there, and 2^n below is 0
+  x = x < lowest ? lowest : x;
+  const Rounded n = round_of(x * kLog2E);
+  return exp_reduced(x, n) * bit_cast<Vec>((n.bits + 127) << 23);
 }
 
 /// Within 1.3 ulp with FMA, 1.6 without; odd, and NaN stays NaN.

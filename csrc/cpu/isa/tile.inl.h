@@ -12,8 +12,8 @@ constexpr index_t kTileColumns = kTileVecs * kLanes;
 /// kTileColumns. An element's sum does not depend on kRows, so a row of a product is the same in any company. What is
 /// accumulated joins last: sums of sums are more accurate than one long sum.
 template <index_t kRows>
-void tile(const float* a, index_t a_stride, const float* b, index_t b_stride, index_t K, float* c, index_t c_stride,
-          bool accumulate) {
+void tile(const float* a, index_t a_stride, index_t a_step, const float* b, index_t b_stride, index_t K, float* c,
+          index_t c_stride, bool accumulate) {
   Vec acc[kRows][kTileVecs];
   for (index_t r = 0; r < kRows; ++r)
     for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = Vec{};
@@ -23,7 +23,7 @@ void tile(const float* a, index_t a_stride, const float* b, index_t b_stride, in
     for (index_t v = 0; v < kTileVecs; ++v) row[v] = load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 12
     for (index_t r = 0; r < kRows; ++r) {
-      const Vec scale = splat(a[r * a_stride + k]);
+      const Vec scale = splat(a[r * a_stride + k * a_step]);
 #pragma GCC unroll 2
       for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = fused(scale, row[v], acc[r][v]);
     }
@@ -37,12 +37,12 @@ void tile(const float* a, index_t a_stride, const float* b, index_t b_stride, in
 
 /// tile() for any number of rows up to kRows.
 template <index_t kRows = kTileRows>
-MODERNBERT_FAST_INLINE void tile_rows(index_t rows, const float* a, index_t a_stride, const float* b, index_t b_stride,
-                                      index_t K, float* c, index_t c_stride, bool accumulate) {
+MODERNBERT_FAST_INLINE void tile_rows(index_t rows, const float* a, index_t a_stride, index_t a_step, const float* b,
+                                      index_t b_stride, index_t K, float* c, index_t c_stride, bool accumulate) {
   if (rows == kRows) {
-    tile<kRows>(a, a_stride, b, b_stride, K, c, c_stride, accumulate);
+    tile<kRows>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
   } else if constexpr (kRows > 1) {
-    tile_rows<kRows - 1>(rows, a, a_stride, b, b_stride, K, c, c_stride, accumulate);
+    tile_rows<kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
   }
 }
 

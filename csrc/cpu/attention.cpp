@@ -1,0 +1,150 @@
+// Attention: checks, allocation, the split among threads. The loops are in attention.inl.h.
+#include "attention.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "binding.h"
+#include "isa/isa.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+constexpr index_t kGrain = 16384;  // pairs of query and key that are worth a thread
+
+/// The arguments that forward and backward share, checked.
+class Inputs {
+ public:
+  Inputs(const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
+         const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
+         int64_t window, double scale)
+      : qkv_(with_contiguous_heads(qkv)), bounds_(checked_bounds(cu_seqlens, qkv.size(0))) {
+    check_same_device(cu_seqlens, "cu_seqlens", qkv, "qkv");
+    check(positions.has_value() == cos.has_value() && cos.has_value() == sin.has_value(),
+          "positions, cos and sin come together or not at all");
+    args_.dtype = loop_dtype(qkv_);
+    args_.qkv = qkv_.const_data_ptr();
+    args_.stride_t = qkv_.stride(0);
+    args_.stride_part = qkv_.stride(1);
+    args_.stride_h = qkv_.stride(2);
+    args_.T = qkv_.size(0);
+    args_.H = qkv_.size(2);
+    args_.D = qkv_.size(3);
+    args_.window = window;
+    args_.scale = static_cast<float>(scale);
+    if (positions) tables_.emplace(qkv_, *positions, *cos, *sin);
+    args_.rotary = tables_ ? tables_->get() : Rotary{};
+    args_.columns = nullptr;
+    if (!columns) return;
+    check_shape(*columns, "columns", {args_.T}, "(T,)");
+    check_dtype(*columns, "columns", {ScalarType::Int, ScalarType::Long});
+    check_same_device(*columns, "columns", qkv, "qkv");
+    columns_ = as_contiguous(as_dtype(*columns, ScalarType::Int));
+    args_.columns = static_cast<const int32_t*>(columns_->const_data_ptr());
+  }
+
+  const AttentionArgs& args() const { return args_; }
+  index_t texts() const { return bounds_.size(0) - 1; }
+  index_t start(index_t text) const { return static_cast<const int32_t*>(bounds_.const_data_ptr())[text]; }
+  /// Keys that a query of a text of this length meets, at most.
+  index_t reach(index_t length) const {
+    return args_.window < 0 ? length : std::min(length, kQueryBlock + 2 * std::min(args_.window, length));
+  }
+
+ private:
+  static Tensor with_contiguous_heads(const Tensor& qkv) {
+    check_dim(qkv, "qkv", 4);
+    check_dtype(qkv, "qkv", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+    check(qkv.size(1) == 3, "qkv must be (T, 3, H, D), got ", qkv);
+    return with_contiguous_rows(qkv);
+  }
+  Tensor qkv_, bounds_;
+  std::optional<Tensor> columns_;
+  std::optional<RotaryTables> tables_;
+  AttentionArgs args_;
+};
+
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
+                                             const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
+                                             const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
+                                             const Tensor&, int64_t, int64_t window, double scale) {
+  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, window, scale);
+  const AttentionArgs& in = inputs.args();
+  Tensor o = new_tensor({in.T, in.H, in.D}, qkv.scalar_type());
+  Tensor lse = new_tensor({in.H, in.T}, ScalarType::Float);
+
+  const index_t width = loops().tile_columns;
+  std::vector<KeyPanel> panels;
+  std::vector<QueryBlock> blocks;
+  Costs costs;
+  for (index_t text = 0; text < inputs.texts(); ++text) {
+    const index_t start = inputs.start(text), end = inputs.start(text + 1), reach = inputs.reach(end - start);
+    const index_t panel = static_cast<index_t>(panels.size());
+    for (index_t key = start; key < end; key += width) panels.push_back({key, std::min(width, end - key)});
+    for (index_t head = 0; head < in.H; ++head)
+      for (index_t first = start; first < end; first += kQueryBlock) {
+        blocks.push_back({start, end, panel, head, first});
+        costs.add(std::min(kQueryBlock, end - first) * reach);
+      }
+  }
+
+  const index_t P = static_cast<index_t>(panels.size()), D = in.D, padded = (D + width - 1) / width * width;
+  const Scratch keys(in.H * P * D * width), values(in.H * P * padded * width);
+  const AttentionScratch scratch = loops().attention_scratch(D, 0);
+  const AttentionForwardArgs args{
+      in, P, keys.get(), values.get(), o.mutable_data_ptr(), static_cast<float*>(lse.mutable_data_ptr())};
+  parallel_rows(P, 2 * in.H * D * width, [&](index_t begin, index_t end) {
+    loops().attention_pack(args, panels.data(), begin, end, Scratch(scratch.pack).get());
+  });
+  costs.parallel(kGrain, [&](index_t begin, index_t end) {
+    loops().attention_forward(args, blocks.data(), begin, end, Scratch(scratch.forward).get());
+  });
+  return {o, lse};
+}
+
+Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor& o, const Tensor& lse,
+                          const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
+                          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                          const std::optional<Tensor>& columns, const Tensor&, int64_t, int64_t window, double scale) {
+  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, window, scale);
+  const AttentionArgs& in = inputs.args();
+  check_shape(d_o_in, "do", {in.T, in.H, in.D}, "(T, H, D)");
+  check_shape(o, "o", {in.T, in.H, in.D}, "(T, H, D)");
+  check_shape(lse, "lse", {in.H, in.T}, "(H, T)");
+  check_same_device(d_o_in, "do", qkv, "qkv");
+  const Tensor d_o = with_contiguous_rows(as_dtype(d_o_in, qkv.scalar_type()));
+  Tensor dqkv = new_tensor({in.T, 3, in.H, in.D}, qkv.scalar_type());
+
+  std::vector<HeadOfText> pairs;
+  Costs costs;
+  index_t longest = 0;
+  for (index_t text = 0; text < inputs.texts(); ++text) {
+    const index_t start = inputs.start(text), end = inputs.start(text + 1);
+    if (start == end) continue;
+    longest = std::max(longest, end - start);
+    for (index_t head = 0; head < in.H; ++head) {
+      pairs.push_back({start, end, head});
+      costs.add((end - start) * inputs.reach(end - start));
+    }
+  }
+  const index_t scratch = loops().attention_scratch(in.D, longest).backward;
+  const AttentionBackwardArgs args{in, d_o.const_data_ptr(), d_o.stride(0), d_o.stride(1), dqkv.mutable_data_ptr()};
+  costs.parallel(kGrain, [&](index_t begin, index_t end) {
+    loops().attention_backward(args, pairs.data(), begin, end, Scratch(scratch).get());
+  });
+  return dqkv;
+}
+
+}  // namespace
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
+  using namespace modernbert_fast::cpu;
+  m.impl("attention_forward", TORCH_BOX(&attention_forward));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward));
+}

@@ -1,0 +1,310 @@
+// Attention inside packed texts, global or windowed, forward and backward. Reference:
+// modernbert_fast/reference/attention.py
+
+// Keys between two visits to the running maximum: their scores and values stay in the L2 cache.
+constexpr index_t kKeyStep = 256;
+static_assert(kKeyStep % kTileColumns == 0, "a step is whole panels");
+
+MODERNBERT_FAST_INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
+MODERNBERT_FAST_INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
+MODERNBERT_FAST_INLINE index_t whole_tiles(index_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
+
+AttentionScratch attention_scratch(index_t D, index_t longest) {
+  const index_t wide = whole_tiles(D), keys = whole_tiles(longest);
+  return {
+      kTileColumns * D,
+      kQueryBlock * (D + wide + kKeyStep + 2),
+      keys * (3 * D + 3 * wide) + 2 * kTileRows * keys + kTileRows * (2 * D + 2 * wide),
+  };
+}
+
+/// Row of q (part 0), k (1) or v (2), in fp32 and rotated: y (D,).
+template <class T>
+MODERNBERT_FAST_INLINE void read_head(const AttentionArgs& a, index_t token, index_t part, index_t head, float* y) {
+  const T* x = static_cast<const T*>(a.qkv) + token * a.stride_t + part * a.stride_part + head * a.stride_h;
+  if (part < 2 && a.rotary.positions) return rotate(x, a.rotary, token, y);
+  for_row(a.D, [&](index_t d, auto lanes, int) MODERNBERT_FAST_LAMBDA { store(y + d, load(x + d, lanes), lanes); });
+}
+
+MODERNBERT_FAST_INLINE void scale_row(float* x, index_t n, float factor) {
+  for_row(n, [&](index_t d, auto lanes, int)
+                 MODERNBERT_FAST_LAMBDA { store(x + d, load(x + d, lanes) * splat(factor), lanes); });
+}
+
+/// rows (n, D) -> panels of kTileColumns rows, transposed: (whole_tiles(n) / kTileColumns, D, kTileColumns).
+void to_panels(const float* rows, index_t n, index_t D, float* panels) {
+  for (index_t first = 0; first < n; first += kTileColumns, panels += D * kTileColumns)
+    for (index_t v = 0; v < kTileVecs; ++v)
+      pack_transposed(rows + (first + v * kLanes) * D, D, smaller(larger(n - first - v * kLanes, 0), kLanes), D,
+                      panels + v * kLanes, kTileColumns);
+}
+
+/// Writes a row of dq, dk or dv; x (D,) is overwritten.
+template <class T>
+MODERNBERT_FAST_INLINE void write_gradient(const AttentionBackwardArgs& a, index_t token, index_t part, index_t head,
+                                           float* x) {
+  if (part < 2 && a.in.rotary.positions) rotate<kInverse>(x, a.in.rotary, token, x);
+  T* const y = static_cast<T*>(a.dqkv) + ((token * 3 + part) * a.in.H + head) * a.in.D;
+  for_row(a.in.D, [&](index_t d, auto lanes, int) MODERNBERT_FAST_LAMBDA { store(y + d, load(x + d, lanes), lanes); });
+}
+
+// ---- which keys a query sees
+
+struct Range {
+  index_t begin, end;
+};
+
+/// Keys, counted from the text's start, that queries [first, first + rows) may see: by rows, of which there are at
+/// most as many as columns between any two tokens.
+MODERNBERT_FAST_INLINE Range reach(index_t window, index_t first, index_t rows, index_t length) {
+  if (window < 0) return {0, length};
+  return {larger(0, first - smaller(window, first)), smaller(length, first + rows + smaller(window, length))};
+}
+
+/// Whole panels around a range.
+MODERNBERT_FAST_INLINE Range panels_around(Range keys) {
+  return {keys.begin / kTileColumns * kTileColumns, whole_tiles(keys.end)};
+}
+
+/// s[j - keys.begin] = -inf for every j of keys that query i of the text does not see.
+MODERNBERT_FAST_INLINE void hide(const AttentionArgs& a, index_t start, index_t i, Range keys, index_t length,
+                                 float* s) {
+  const float hidden = -__builtin_inff();
+  const Range seen = reach(a.window, i, 1, length);
+  for (index_t j = keys.begin; j < smaller(keys.end, seen.begin); ++j) s[j - keys.begin] = hidden;
+  for (index_t j = larger(keys.begin, seen.end); j < keys.end; ++j) s[j - keys.begin] = hidden;
+  if (a.window < 0 || !a.columns) return;
+  const int64_t column = a.columns[start + i];
+  for (index_t j = larger(keys.begin, seen.begin); j < smaller(keys.end, seen.end); ++j) {
+    const int64_t distance = column - a.columns[start + j];
+    if (distance > a.window || -distance > a.window) s[j - keys.begin] = hidden;
+  }
+}
+
+/// The largest of x[0..n), n a multiple of kLanes; `least` if that is larger.
+MODERNBERT_FAST_INLINE float largest(const float* x, index_t n, float least) {
+  Vec best[2] = {splat(least), splat(least)};
+  for (index_t j = 0; j < n; j += kTileColumns)
+    for (index_t v = 0; v < kTileVecs; ++v) {
+      const Vec value = load(x + j + v * kLanes);
+      best[v] = value > best[v] ? value : best[v];
+    }
+  float lane[kLanes];
+  store(lane, best[0] > best[1] ? best[0] : best[1]);
+  float peak = lane[0];
+  for (index_t i = 1; i < kLanes; ++i) peak = lane[i] > peak ? lane[i] : peak;
+  return peak;
+}
+
+/// x[j] = exp(x[j] - peak) for j < n, a multiple of kTileColumns. Returns the sum.
+MODERNBERT_FAST_INLINE float exponentials(float* x, index_t n, float peak) {
+  const Vec base = splat(peak > -__builtin_inff() ? peak : 0.0f);  // all hidden: all zero
+  Sum total;
+  for (index_t j = 0; j < n; j += kTileColumns)
+    for (index_t v = 0; v < kTileVecs; ++v) {
+      const Vec p = exp_not_positive(load(x + j + v * kLanes) - base);
+      store(x + j + v * kLanes, p);
+      total.part[v] += p;
+    }
+  return total.total();
+}
+
+// ---- forward
+
+template <class T>
+void attention_pack_as(const AttentionForwardArgs& a, const KeyPanel* panels, index_t begin, index_t end, float* rows) {
+  const index_t D = a.in.D, wide = whole_tiles(D);
+  for (index_t p = begin; p < end; ++p) {
+    const KeyPanel panel = panels[p];
+    for (index_t head = 0; head < a.in.H; ++head) {
+      for (index_t r = 0; r < panel.keys; ++r) read_head<T>(a.in, panel.first + r, 1, head, rows + r * D);
+      to_panels(rows, panel.keys, D, a.keys + (head * a.panels + p) * D * kTileColumns);
+      for (index_t d = 0; d < wide; d += kTileColumns) {
+        const T* v = static_cast<const T*>(a.in.qkv) + panel.first * a.in.stride_t + 2 * a.in.stride_part +
+                     head * a.in.stride_h + d;
+        float* const values = a.values + ((head * wide + d) * a.panels + p * kTileColumns) * kTileColumns;
+        pack_rows(v, a.in.stride_t, panel.keys, smaller(D - d, kTileColumns), values, kTileColumns, kTileColumns);
+        memset(values + panel.keys * kTileColumns, 0,
+               (kTileColumns - panel.keys) * kTileColumns * sizeof(float));  // hidden keys weigh 0, and 0 * NaN is NaN
+      }
+    }
+  }
+}
+
+void attention_pack(const AttentionForwardArgs& a, const KeyPanel* panels, index_t begin, index_t end, float* scratch) {
+  switch (a.in.dtype) {
+    case DType::kFloat: return attention_pack_as<float>(a, panels, begin, end, scratch);
+    case DType::kBFloat16: return attention_pack_as<BFloat16>(a, panels, begin, end, scratch);
+    case DType::kHalf: return attention_pack_as<Half>(a, panels, begin, end, scratch);
+  }
+}
+
+template <class T>
+void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* scratch) {
+  const index_t D = a.in.D, wide = whole_tiles(D), length = block.end - block.start;
+  const index_t first = block.first - block.start, rows = smaller(kQueryBlock, length - first);
+  float* const q = scratch;                             // (rows, D)
+  float* const sums = q + kQueryBlock * D;              // (rows, wide)
+  float* const scores = sums + kQueryBlock * wide;      // (rows, kKeyStep)
+  float* const peak = scores + kQueryBlock * kKeyStep;  // (rows,)
+  float* const total = peak + kQueryBlock;              // (rows,)
+  const float* const keys = a.keys + (block.head * a.panels + block.panel) * D * kTileColumns;
+  const float* const values = a.values + (block.head * wide * a.panels + block.panel * kTileColumns) * kTileColumns;
+
+  for (index_t r = 0; r < rows; ++r) {
+    read_head<T>(a.in, block.first + r, 0, block.head, q + r * D);
+    scale_row(q + r * D, D, a.in.scale);
+    peak[r] = -__builtin_inff();
+    total[r] = 0;
+  }
+  memset(sums, 0, rows * wide * sizeof(float));
+
+  const Range all = panels_around(reach(a.in.window, first, rows, length));
+  for (index_t step = all.begin; step < all.end; step += kKeyStep) {
+    const Range keys_now = {step, smaller(step + kKeyStep, all.end)};
+    // The part of the step that a group of rows sees.
+    const auto seen = [&](index_t r) MODERNBERT_FAST_LAMBDA -> Range {
+      const Range group = panels_around(reach(a.in.window, first + r, smaller(kTileRows, rows - r), length));
+      return {larger(keys_now.begin, group.begin), smaller(keys_now.end, group.end)};
+    };
+    for (index_t j = keys_now.begin; j < keys_now.end; j += kTileColumns)
+      for (index_t r = 0; r < rows; r += kTileRows) {
+        const Range group = seen(r);
+        if (j < group.begin || j >= group.end) continue;
+        tile_rows(smaller(kTileRows, rows - r), q + r * D, D, 1, keys + j * D, kTileColumns, D,
+                  scores + r * kKeyStep + j - step, kKeyStep, false);
+      }
+    for (index_t r = 0; r < rows; ++r) {
+      const Range group = seen(r / kTileRows * kTileRows);
+      if (group.begin >= group.end) continue;
+      float* const s = scores + r * kKeyStep + group.begin - step;
+      const index_t n = group.end - group.begin;
+      hide(a.in, block.start, first + r, group, length, s);
+      const float higher = largest(s, n, peak[r]);
+      const float kept = higher > peak[r] ? exp_not_positive(splat(peak[r] - higher))[0] : 1.0f;
+      total[r] = total[r] * kept + exponentials(s, n, higher);
+      if (kept != 1.0f) scale_row(sums + r * wide, wide, kept);
+      peak[r] = higher;
+    }
+    for (index_t d = 0; d < wide; d += kTileColumns)
+      for (index_t r = 0; r < rows; r += kTileRows) {
+        const Range group = seen(r);
+        if (group.begin >= group.end) continue;
+        tile_rows(smaller(kTileRows, rows - r), scores + r * kKeyStep + group.begin - step, kKeyStep, 1,
+                  values + (d * a.panels + group.begin) * kTileColumns, kTileColumns, group.end - group.begin,
+                  sums + r * wide + d, wide, true);
+      }
+  }
+
+  for (index_t r = 0; r < rows; ++r) {
+    T* const o = static_cast<T*>(a.o) + ((block.first + r) * a.in.H + block.head) * D;
+    const Vec sum = splat(total[r]);
+    for_row(D, [&](index_t d, auto lanes, int)
+                   MODERNBERT_FAST_LAMBDA { store(o + d, load(sums + r * wide + d) / sum, lanes); });
+    a.lse[block.head * a.in.T + block.first + r] = peak[r] + __builtin_logf(total[r]);
+  }
+}
+
+void attention_forward(const AttentionForwardArgs& a, const QueryBlock* blocks, index_t begin, index_t end,
+                       float* scratch) {
+  for (index_t i = begin; i < end; ++i) switch (a.in.dtype) {
+      case DType::kFloat: query_block<float>(a, blocks[i], scratch); break;
+      case DType::kBFloat16: query_block<BFloat16>(a, blocks[i], scratch); break;
+      case DType::kHalf: query_block<Half>(a, blocks[i], scratch); break;
+    }
+}
+
+// ---- backward: one text and head at a time, a group of queries against all keys they see
+
+template <class T>
+void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float* scratch) {
+  const index_t D = a.in.D, wide = whole_tiles(D), length = pair.end - pair.start, keys = whole_tiles(length);
+  const auto take = [&](index_t floats) MODERNBERT_FAST_LAMBDA {
+    float* const part = scratch;
+    scratch += floats;
+    return part;
+  };
+  float* const k_panels = take(keys * D);  // (keys / W, D, W)
+  float* const v_panels = take(keys * D);
+  float* const k = take(keys * wide);   // (keys, wide), in panels of columns: (wide / W, keys, W)
+  float* const dk = take(keys * wide);  // (keys, wide)
+  float* const dv = take(keys * wide);
+  float* const rows = take(keys * D);       // to make the panels from
+  float* const p = take(kTileRows * keys);  // (kTileRows, keys)
+  float* const ds = take(kTileRows * keys);
+  float* const q = take(kTileRows * D);
+  float* const d_o = take(kTileRows * D);
+  float* const q_wide = take(kTileRows * wide);
+  float* const d_o_wide = take(kTileRows * wide);
+
+  for (index_t j = 0; j < length; ++j) read_head<T>(a.in, pair.start + j, 1, pair.head, rows + j * D);
+  to_panels(rows, length, D, k_panels);
+  for (index_t d = 0; d < wide; d += kTileColumns) {
+    float* const panel = k + d * keys;
+    pack_rows(rows + d, D, length, smaller(D - d, kTileColumns), panel, kTileColumns, kTileColumns);
+    memset(panel + length * kTileColumns, 0, (keys - length) * kTileColumns * sizeof(float));
+  }
+  for (index_t j = 0; j < length; ++j) read_head<T>(a.in, pair.start + j, 2, pair.head, rows + j * D);
+  to_panels(rows, length, D, v_panels);
+  memset(dk, 0, keys * wide * sizeof(float));
+  memset(dv, 0, keys * wide * sizeof(float));
+
+  for (index_t first = 0; first < length; first += kTileRows) {
+    const index_t count = smaller(kTileRows, length - first);
+    const Range seen = panels_around(reach(a.in.window, first, count, length));
+    const index_t n = seen.end - seen.begin;
+    for (index_t r = 0; r < count; ++r) {
+      const index_t token = pair.start + first + r;
+      read_head<T>(a.in, token, 0, pair.head, q + r * D);
+      scale_row(q + r * D, D, a.in.scale);
+      const T* x = static_cast<const T*>(a.d_o) + token * a.d_o_stride_t + pair.head * a.d_o_stride_h;
+      pack_rows(x, 0, 1, D, d_o + r * D, D, D);
+    }
+    pack_rows(q, D, count, D, q_wide, wide, wide);
+    pack_rows(d_o, D, count, D, d_o_wide, wide, wide);
+    for (index_t j = seen.begin; j < seen.end; j += kTileColumns) {
+      tile_rows(count, q, D, 1, k_panels + j * D, kTileColumns, D, p + j - seen.begin, keys, false);
+      tile_rows(count, d_o, D, 1, v_panels + j * D, kTileColumns, D, ds + j - seen.begin, keys, false);
+    }
+    for (index_t r = 0; r < count; ++r) {
+      float *const weights = p + r * keys, *const dweights = ds + r * keys;
+      hide(a.in, pair.start, first + r, seen, length, weights);
+      const Vec total = splat(exponentials(weights, n, largest(weights, n, -__builtin_inff())));
+      Sum delta;
+      for (index_t j = 0; j < n; j += kLanes) {
+        const Vec weight = load(weights + j) / total;
+        store(weights + j, weight);
+        delta.part[0] += weight * load(dweights + j);
+      }
+      const Vec mean = splat(delta.total());
+      for (index_t j = 0; j < n; j += kLanes) store(dweights + j, load(weights + j) * (load(dweights + j) - mean));
+    }
+    for (index_t j = 0; j < n; j += kTileRows) {
+      const index_t some = smaller(kTileRows, n - j);
+      for (index_t d = 0; d < wide; d += kTileColumns) {
+        tile_rows(some, ds + j, 1, keys, q_wide + d, wide, count, dk + (seen.begin + j) * wide + d, wide, true);
+        tile_rows(some, p + j, 1, keys, d_o_wide + d, wide, count, dv + (seen.begin + j) * wide + d, wide, true);
+      }
+    }
+    float* const dq = q_wide;  // q is in dk by now
+    for (index_t d = 0; d < wide; d += kTileColumns)
+      tile_rows(count, ds, keys, 1, k + (d * keys + seen.begin * kTileColumns), kTileColumns, n, dq + d, wide, false);
+    for (index_t r = 0; r < count; ++r) {
+      scale_row(dq + r * wide, D, a.in.scale);
+      write_gradient<T>(a, pair.start + first + r, 0, pair.head, dq + r * wide);
+    }
+  }
+  for (index_t j = 0; j < length; ++j) {
+    write_gradient<T>(a, pair.start + j, 1, pair.head, dk + j * wide);
+    write_gradient<T>(a, pair.start + j, 2, pair.head, dv + j * wide);
+  }
+}
+
+void attention_backward(const AttentionBackwardArgs& a, const HeadOfText* pairs, index_t begin, index_t end,
+                        float* scratch) {
+  for (index_t i = begin; i < end; ++i) switch (a.in.dtype) {
+      case DType::kFloat: head_backward<float>(a, pairs[i], scratch); break;
+      case DType::kBFloat16: head_backward<BFloat16>(a, pairs[i], scratch); break;
+      case DType::kHalf: head_backward<Half>(a, pairs[i], scratch); break;
+    }
+}
