@@ -35,7 +35,7 @@ static inline index_t linear_depth(index_t K) { return (K + 15) / 16 * 16; }
 
 /// Floats of scratch that one call needs.
 static inline index_t linear_scratch(const LinearArgs& a) {
-  return a.K * a.columns + kLinearRows * (linear_depth(a.K) + a.columns);
+  return a.K * a.columns + kLinearRows * (linear_depth(a.K) + kLinearColumns);
 }
 
 struct ColumnSumArgs {

@@ -4,24 +4,45 @@
 // cache.
 constexpr index_t kLinearDepth = 256;
 
-/// b[first..first + columns) -> panels [columns / kTileColumns][K][kTileColumns]
+/// b[first..first + kTileColumns) -> (K, kTileColumns), zero beyond the last column
 template <class T>
-void pack_columns(const LinearArgs& a, index_t first, float* panels) {
+void pack_panel(const LinearArgs& a, index_t first, float* panel) {
   const T* const b = static_cast<const T*>(a.b.data);
-  const index_t columns = a.N - first < a.columns ? a.N - first : a.columns;
-  for (index_t n = 0; n < columns; n += kTileColumns, panels += a.K * kTileColumns) {
-    const index_t left = columns - n < kTileColumns ? columns - n : kTileColumns;
-    if (a.b.transposed) {
-      pack_rows(b + first + n, a.b.stride, a.K, left, panels, kTileColumns, kTileColumns);
-      continue;
-    }
-    for (index_t v = 0; v < kTileVecs; ++v) {
-      const index_t rows = left - v * kLanes < 0 ? 0 : left - v * kLanes < kLanes ? left - v * kLanes : kLanes;
-      pack_transposed(b + (first + n + v * kLanes) * a.b.stride, a.b.stride, rows, a.K, panels + v * kLanes,
-                      kTileColumns);
+  const index_t columns = smaller(a.N - first, kTileColumns);
+  if (a.b.transposed) return pack_rows(b + first, a.b.stride, a.K, columns, panel, kTileColumns, kTileColumns);
+  for (index_t v = 0; v < kTileVecs; ++v)
+    pack_transposed(b + (first + v * kLanes) * a.b.stride, a.b.stride, smaller(larger(columns - v * kLanes, 0), kLanes),
+                    a.K, panel + v * kLanes, kTileColumns);
+}
+
+/// Brings the rows of a panel into the L2 cache, a part at a time, while the panel before it is at work: memory is as
+/// slow as the sums where there are few rows.
+template <class T>
+class Prefetch {
+ public:
+  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t parts)
+      : row_(static_cast<const char*>(a.b.data) + first * a.b.stride * index_t(sizeof(T))),
+        stride_(a.b.stride * index_t(sizeof(T))),
+        bytes_(a.K * index_t(sizeof(T))),
+        rows_(a.b.transposed ? 0 : smaller(a.N - first, kTileColumns)) {
+    part_ = (rows_ * ((bytes_ + kLine - 1) / kLine) + parts - 1) / parts;
+  }
+  MODERNBERT_FAST_INLINE void next() {
+    for (index_t i = 0; i < part_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + byte_, 0, 2);
+      byte_ += kLine;
+      if (byte_ < bytes_) continue;
+      byte_ = 0;
+      row_ += stride_;
+      --rows_;
     }
   }
-}
+
+ private:
+  static constexpr index_t kLine = 64;
+  const char* row_;
+  index_t stride_, bytes_, rows_, part_, byte_ = 0;
+};
 
 /// a[first..first + rows) -> (rows, linear_depth(K))
 template <class T>
@@ -37,17 +58,14 @@ void pack_block(const LinearArgs& a, index_t first, index_t rows, float* block) 
 template <class T>
 void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
   const index_t blocks = (a.M + kLinearRows - 1) / kLinearRows;
-  float* const panels = scratch;
-  float* const block = panels + a.columns * a.K;
-  float* const sums = block + kLinearRows * linear_depth(a.K);
+  float* const panels = scratch;                                // (columns / kTileColumns, K, kTileColumns)
+  float* const block = panels + a.columns * a.K;                // (kLinearRows, linear_depth(K))
+  float* const sums = block + kLinearRows * linear_depth(a.K);  // (kLinearRows, kTileColumns)
   const bool direct = is_same<T, float> && !a.a.transposed;
-  index_t packed = -1;  // the columns that panels hold
+  index_t packed = -1;  // the first of the columns that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
     const index_t n0 = unit / blocks * a.columns, m0 = unit % blocks * kLinearRows;
-    const index_t columns = a.N - n0 < a.columns ? a.N - n0 : a.columns;
-    const index_t rows = a.M - m0 < kLinearRows ? a.M - m0 : kLinearRows;
-    if (packed != n0) pack_columns<T>(a, n0, panels);
-    packed = n0;
+    const index_t columns = smaller(a.N - n0, a.columns), rows = smaller(a.M - m0, kLinearRows);
     const float* x = block;
     index_t x_stride = linear_depth(a.K);
     if (direct) {
@@ -56,20 +74,29 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
     } else {
       pack_block<T>(a, m0, rows, block);
     }
-    for (index_t k = 0; k < a.K || k == 0; k += kLinearDepth) {
-      const index_t depth = a.K - k < kLinearDepth ? a.K - k : kLinearDepth;
-      for (index_t n = 0; n < columns; n += kTileColumns)
-        for (index_t m = 0; m < rows; m += kTileRows)
-          tile_rows(rows - m < kTileRows ? rows - m : kTileRows, x + m * x_stride + k, x_stride, 1,
-                    panels + n * a.K + k * kTileColumns, kTileColumns, depth, sums + m * a.columns + n, a.columns, k);
-    }
-    for (index_t m = 0; m < rows; ++m) {
-      const float* const sum = sums + m * a.columns;
-      T* const y = static_cast<T*>(a.y) + (m0 + m) * a.N + n0;
-      const T* const bias = static_cast<const T*>(a.bias) + n0;
-      for_row(columns, [&](index_t n, auto lanes, int) MODERNBERT_FAST_LAMBDA {
-        store(y + n, a.bias ? load(sum + n) + load(bias + n, lanes) : load(sum + n), lanes);
-      });
+    const bool fresh = packed != n0;
+    packed = n0;
+    const index_t coming = !fresh ? 0 : blocks == 1 && unit + 1 < end ? a.N : n0 + columns;  // columns yet to be packed
+    const index_t tiles = (a.K / kLinearDepth + 1) * ((rows + kTileRows - 1) / kTileRows);
+    for (index_t n = 0; n < columns; n += kTileColumns) {
+      float* const panel = panels + n * a.K;
+      if (fresh) pack_panel<T>(a, n0 + n, panel);
+      const index_t next = n0 + n + kTileColumns;
+      Prefetch<T> prefetch(a, next < coming ? next : a.N, tiles);
+      for (index_t k = 0; k < a.K || k == 0; k += kLinearDepth)
+        for (index_t m = 0; m < rows; m += kTileRows) {
+          prefetch.next();
+          tile_rows(smaller(rows - m, kTileRows), x + m * x_stride + k, x_stride, 1, panel + k * kTileColumns,
+                    kTileColumns, smaller(a.K - k, kLinearDepth), sums + m * kTileColumns, kTileColumns, k);
+        }
+      for (index_t m = 0; m < rows; ++m) {
+        const float* const sum = sums + m * kTileColumns;
+        T* const y = static_cast<T*>(a.y) + (m0 + m) * a.N + n0 + n;
+        const T* const bias = a.bias ? static_cast<const T*>(a.bias) + n0 + n : nullptr;
+        for_row(smaller(columns - n, kTileColumns), [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
+          store(y + c, bias ? load(sum + c) + load(bias + c, lanes) : load(sum + c), lanes);
+        });
+      }
     }
   }
 }

@@ -16,6 +16,9 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Bits16 __attribute__((vector_size(kLanes * 2)));
 
+MODERNBERT_FAST_INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
+MODERNBERT_FAST_INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
+
 template <class A, class B>
 constexpr bool is_same = false;
 template <class A>
