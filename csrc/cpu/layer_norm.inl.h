@@ -2,6 +2,8 @@
 
 struct NoResidual {};
 
+constexpr index_t kRun = 256;  // columns: a few fp32 additions for each lane of each accumulator
+
 /// row = x, or x + residual rounded to the dtype of the stream and written to sum. Returns the sum of the row.
 template <class X, class R>
 MODERNBERT_FAST_INLINE float read_row(const X* x, const R* residual, R* sum, index_t C, float* row) {
@@ -39,14 +41,20 @@ void layer_norm_forward_as(const LayerNormForwardArgs& a, index_t begin, index_t
                    MODERNBERT_FAST_LAMBDA { centred.part[u] += keep(load(row + c) - mean_v, lanes); });
     const float correction = centred.total() / C;
 
+    // From run to run in fp64: one fp32 sum of thousands of squares is off by several last places of rstd.
     const Vec correction_v = splat(correction);
-    Sum squares;
-    for_row(C, [&](index_t c, auto lanes, int u) MODERNBERT_FAST_LAMBDA {
-      const Vec d = keep((load(row + c) - mean_v) - correction_v, lanes);
-      store(row + c, d);
-      squares.part[u] += d * d;
-    });
-    const float rstd = 1.0f / __builtin_sqrtf(squares.total() / C + a.eps);
+    double squares = 0;
+    for (index_t first = 0; first < C; first += kRun) {
+      float* const run = row + first;
+      Sum sum_of_run;
+      for_row(C - first < kRun ? C - first : kRun, [&](index_t c, auto lanes, int u) MODERNBERT_FAST_LAMBDA {
+        const Vec d = keep((load(run + c) - mean_v) - correction_v, lanes);
+        store(run + c, d);
+        sum_of_run.part[u] += d * d;
+      });
+      squares += sum_of_run.total();
+    }
+    const float rstd = static_cast<float>(1 / __builtin_sqrt(squares / C + a.eps));
 
     const Vec rstd_v = splat(rstd);
     for_row(C, [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
