@@ -6,6 +6,8 @@
 #   lint       ruff, mypy, clang-format, the rules of tools/lint.py
 #   bench      the benchmark suite in small sizes
 #   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass
+#   test-emulated  the op tests on the loops of instruction sets that this machine lacks, in plain C++
+#   test-sanitize  the op tests under ASan with UBSan, TSan and glibc's heap checks (GCC; ten minutes or so)
 #   test-abi   runs the native tests of this build under another torch (a large download)
 #   clean      removes what was built, and .venv
 
@@ -22,9 +24,10 @@ PIP := $(BIN)/python -m pip install -qq --no-compile
 OLD_TRANSFORMERS := transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9 certifi==2026.10.18
 OLD := $(VENV)/transformers-5.17
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+PACKAGE := $(shell find modernbert_fast kernels -name '*.py')
 export PATH := $(BIN):$(PATH)
 
-.PHONY: build demo test lint bench test-gpu bench-gpu test-abi clean
+.PHONY: build demo test lint bench test-gpu bench-gpu test-abi test-emulated test-sanitize clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -78,6 +81,35 @@ $(VENV)-abi/.packages:
 
 test-abi: build $(VENV)-abi/.packages
 	@PYTHONPATH=$(CURDIR) PYTHONSAFEPATH= $(VENV)-abi/bin/python -m pytest -q tests/test_native.py
+
+# Builds that answer questions lie in folders of their own, which PYTHONPATH puts before the package of .venv.
+build/emulated/.built: OPTIONS := -DMODERNBERT_FAST_EMULATE=ON
+build/address/.built: OPTIONS := -DMODERNBERT_FAST_EMULATE=ON -DMODERNBERT_FAST_SANITIZE=address,undefined
+build/thread/.built: OPTIONS := -DMODERNBERT_FAST_EMULATE=ON -DMODERNBERT_FAST_SANITIZE=thread
+build/emulated/.built build/address/.built build/thread/.built: $(VENV)/.packages $(NATIVE) $(PACKAGE)
+	@echo "building $(@D)"
+	@rm -rf $(@D)
+	@CMAKE_ARGS="$(OPTIONS)" MODERNBERT_FAST_CUDA=0 $(PIP) --no-build-isolation --no-deps --target $(@D) .
+	@test -f $(@D)/modernbert_fast/_ops_cpu.so
+	@touch $@
+
+# A sanitizer's report goes to file descriptor 2 and may be the last thing that happens: pytest must not hold it.
+ASK := OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider
+LOADED := $(BIN)/python -c "import sys; from modernbert_fast import library; sys.exit(library.isa() == 'none')"
+CPU_ROWS := tests/ops -k "cpu-cpu and not registration and not compiled"
+
+test-emulated: build/emulated/.built
+	@export PYTHONPATH=$(CURDIR)/build/emulated MODERNBERT_FAST_ISA=avx512; $(LOADED) && $(ASK) $(CPU_ROWS)
+
+test-sanitize: build build/address/.built build/thread/.built
+	@export PYTHONPATH=$(CURDIR)/build/address ASAN_OPTIONS=detect_leaks=0; \
+	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
+	$(LOADED) || exit; \
+	for isa in avx512 avx2 baseline; do MODERNBERT_FAST_ISA=$$isa $(ASK) $(CPU_ROWS) || exit; done; \
+	$(ASK) tests/test_native.py
+	@LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3 $(ASK) $(CPU_ROWS)
+	@export PYTHONPATH=$(CURDIR)/build/thread LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)"; \
+	$(LOADED) && $(ASK) $(CPU_ROWS)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV)-abi modernbert_fast/*.so modernbert_fast/_build_info.json

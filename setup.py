@@ -7,7 +7,7 @@ modernbert_fast/_build_info.json for `modernbert-fast info`.
     MODERNBERT_FAST_CUDA=0          no CUDA operators
     MODERNBERT_FAST_CUDA=1          fail without them; by default they need nvcc and a torch with CUDA
     MODERNBERT_FAST_CUDA_ARCHS      such as "90a" or "80;86"; default: this machine's GPUs, else all supported
-    CC, CXX, CUDA_HOME, MAX_JOBS    as usual
+    CC, CXX, CUDA_HOME, MAX_JOBS    as usual, and so is CMAKE_ARGS: more options for CMake
 """
 
 import hashlib
@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent
 SUBPACKAGES = ("aten", "commands", "kernels", "ops", "reference", "testing")
 SKIP_BUILD = os.environ.get("MODERNBERT_FAST_SKIP_BUILD", "") not in ("", "0")
 CUDA = os.environ.get("MODERNBERT_FAST_CUDA", "")
+CMAKE_ARGS = shlex.split(os.environ.get("CMAKE_ARGS", ""))
 ALL_CUDA_ARCHS = "75-real;80-real;86-real;89-real;90a-real;100-real;120"
 
 
@@ -135,7 +136,8 @@ def cmake(name: str, output: Path, compiler: str, *options: str) -> None:
     if ninja is None:
         raise CannotBuild("ninja is not installed")
     # CMake keeps the paths it was configured with: a folder for each set of them.
-    key = hashlib.sha256("\n".join([sys.executable, compiler, ninja, str(torch), str(output)]).encode()).hexdigest()
+    paths = [sys.executable, compiler, ninja, str(torch), str(output)]
+    key = hashlib.sha256("\n".join(paths + CMAKE_ARGS).encode()).hexdigest()
     folder = ROOT / "build" / f"cmake-{name}-{key[:8]}"
     common = [
         "-G",
@@ -143,7 +145,7 @@ def cmake(name: str, output: Path, compiler: str, *options: str) -> None:
         f"-DCMAKE_CXX_COMPILER={';'.join(shlex.split(compiler))}",
         f"-DPython_EXECUTABLE={sys.executable}",
     ]
-    run("cmake", "-S", ROOT, "-B", folder, *common, f"-DMODERNBERT_FAST_OUTPUT={output}", *options)
+    run("cmake", "-S", ROOT, "-B", folder, *common, f"-DMODERNBERT_FAST_OUTPUT={output}", *CMAKE_ARGS, *options)
     run("cmake", "--build", folder, "--parallel", jobs())
 
 

@@ -18,9 +18,16 @@ bool has(Names... names) {
   return (cpu_has(names) && ...);
 }
 
+#if defined(MODERNBERT_FAST_EMULATE)
+constexpr bool kEmulate = true;  // rows above avx2 are compiled without their instructions
+#else
+constexpr bool kEmulate = false;
+#endif
+
 const Isa kTable[] = {
 #if defined(__x86_64__)
-    {"avx512", [] { return has("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"); }, avx512::kLoops},
+    {"avx512", [] { return kEmulate || has("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"); },
+     avx512::kLoops},
     {"avx2", [] { return has("avx2", "fma", "f16c"); }, avx2::kLoops},
 #endif
     {"baseline", [] { return true; }, baseline::kLoops},

@@ -1,6 +1,8 @@
 // fp32 vectors of the width this file is compiled for, and loads and stores that convert.
 
-#if defined(__AVX512F__)
+#if defined(MODERNBERT_FAST_LANES)  // an emulated instruction set has its width and none of its instructions
+constexpr index_t kLanes = MODERNBERT_FAST_LANES;
+#elif defined(__AVX512F__)
 constexpr index_t kLanes = 16;
 #elif defined(__AVX2__)
 constexpr index_t kLanes = 8;
