@@ -28,9 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     with_op = "op" in metafunc.fixturenames
     with_dtype = "dtype" in metafunc.fixturenames
+    only = metafunc.definition.get_closest_marker("rows")
     cells = []
     for op in dispatch.TABLE if with_op else (metafunc.module.OP,):
         for row in dispatch.TABLE[op]:
+            if only is not None and row.backend not in only.args:
+                continue
             # A row with no device here is asked once, to say why it does not run.
             devices = [d for d in DEVICES if row.devices is None or d in row.devices] or DEVICES[:1]
             for device in devices:

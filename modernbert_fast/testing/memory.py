@@ -1,8 +1,12 @@
-"""Memory that tells: poisoned allocations, guard bands around inputs, a dirty allocator."""
+"""Memory that tells: poisoned allocations, guard bands and unreadable pages around inputs, a dirty allocator."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import mmap
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +17,7 @@ from modernbert_fast.testing.errors import bits
 
 GUARD_BYTES = 4096
 LAYOUTS = ("contiguous", "sliced", "permuted")
+SIDES = ("start", "end")
 
 _ALLOCATORS = (
     (torch, "empty"),
@@ -78,6 +83,32 @@ class Guarded:
         """Raises AssertionError if a byte of the tensor, or around it, has changed."""
         changed = (bits(self._buffer) != self._before).nonzero()
         assert not changed.numel(), f"{name} or its surroundings were written to, first at element {changed[0].item()}"
+
+
+def fenced(x: torch.Tensor, side: str) -> torch.Tensor:
+    """A contiguous copy, read-only, whose "start" or "end" touches a page that nobody may read: one element too far,
+    or a write, kills the process there and then. Linux and the CPU only."""
+    assert side in SIDES, side
+    size = x.numel() * x.element_size()
+    if size == 0:
+        return x.clone(memory_format=torch.contiguous_format)
+    page = mmap.PAGESIZE
+    room = -(-size // page) * page
+    pages = mmap.mmap(-1, page + room + page)
+    offset = page if side == "start" else page + room - size
+    copy = torch.frombuffer(pages, dtype=x.dtype, count=x.numel(), offset=offset).view(x.shape).copy_(x)
+    first = copy.data_ptr() - offset
+    for place, length, allowed in ((0, page, 0), (page, room, mmap.PROT_READ), (page + room, page, 0)):
+        if _mprotect()(first + place, length, allowed):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return copy
+
+
+@functools.cache
+def _mprotect() -> Any:
+    mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+    mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return mprotect
 
 
 def dirty_allocator(results: Sequence[torch.Tensor]) -> None:

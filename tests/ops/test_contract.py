@@ -4,13 +4,17 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, testing
-from modernbert_fast.testing import checks, memory
+from modernbert_fast.testing import checks, memory, tails
 
 
 def each(op, dtype, device):
     problems = testing.SMALL[op](dtype, device)
     assert problems, f"{op} has no small problems"
     return problems
+
+
+def registered(op):
+    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"modernbert_fast::{op}_")}
 
 
 @pytest.mark.parametrize("layout", memory.LAYOUTS)
@@ -40,8 +44,7 @@ def test_registration(op, backend, device, layout):
     asked = set()
     for problem in each(op, torch.float32, device):
         asked |= checks.check_registration(problem, layout)
-    registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith(f"modernbert_fast::{op}_")}
-    assert registered <= {name.partition(".")[0] for name in asked}
+    assert registered(op) <= {name.partition(".")[0] for name in asked}
 
 
 def test_compiled(op, backend, device):
@@ -54,6 +57,21 @@ def test_gradients(op, backend, device):
     for problem in each(op, torch.float64, device):
         if problem.grads:
             checks.check_gradients(problem)
+
+
+@pytest.mark.rows("cpu")
+def test_nothing_is_read_beyond_the_inputs(op, backend, device, dtype):
+    """Unreadable pages at either end of every input, at every size: a crash here is the finding."""
+    asked, objection = set(), None
+    for n in tails.SIZES:
+        for problem in tails.TAILS[op](n, dtype, device):
+            try:
+                asked |= checks.check_fenced(problem)
+            except dispatch.NoBackend as no:  # a size that the row leaves to others
+                objection = no
+    if not asked:
+        raise objection
+    assert registered(op) <= {name.partition(".")[0] for name in asked}
 
 
 @pytest.mark.parametrize("op", dispatch.TABLE)
