@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from modernbert_fast import __version__
+from modernbert_fast import __version__, library
 from modernbert_fast.commands import CommandError
 from modernbert_fast.dispatch import NoBackend
 
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
+        _check_environment()
         return args.run(args)
     except (CommandError, NoBackend) as error:
         print(f"modernbert-fast {args.command}: error: {error}", file=sys.stderr)
@@ -31,6 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _check_environment() -> None:
+    """A MODERNBERT_FAST_ISA that this machine cannot serve would fail every command, deep inside."""
+    try:
+        library.isa()
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def build_parser() -> argparse.ArgumentParser:

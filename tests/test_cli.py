@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, exit codes, output."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import modernbert_fast as mf
-from modernbert_fast import cli
+from modernbert_fast import cli, library
 from modernbert_fast.commands import workloads
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
@@ -30,6 +31,15 @@ def test_info_names_every_op_and_why_not(capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     for word in (*mf.dispatch.TABLE, torch.__version__, "_ops_cpu", "reference"):
         assert word in shown
+
+
+@pytest.mark.skipif(library.isa() == "none", reason="_ops_cpu.so was not built")
+def test_wrong_isa_is_one_line() -> None:
+    command = [sys.executable, "-m", "modernbert_fast", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MODERNBERT_FAST_ISA": "sse9"})
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("modernbert-fast info: error: MODERNBERT_FAST_ISA=sse9 is not one of ")
+    assert done.stderr.count("\n") == 1 and "baseline" in done.stderr
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

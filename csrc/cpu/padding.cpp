@@ -22,10 +22,10 @@ std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
   check(S <= kMaxInt32, "mask has rows of ", S, " columns: positions are int32");
 
   const char* data = static_cast<const char*>(rows.const_data_ptr());
+  const Loops& loop = loops();  // outside the threads, where an error would lose its words
   std::vector<index_t> start(B + 1, 0);
   parallel_rows(B, S, [&](index_t begin, index_t end) {
-    for (index_t b = begin; b < end; ++b)
-      start[b + 1] = loops().plan_count(data + b * S * element_size, element_size, S);
+    for (index_t b = begin; b < end; ++b) start[b + 1] = loop.plan_count(data + b * S * element_size, element_size, S);
   });
   for (index_t b = 0; b < B; ++b) start[b + 1] += start[b];
   const index_t T = start[B];
@@ -39,8 +39,8 @@ std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
   int32_t* positions_data = static_cast<int32_t*>(positions.mutable_data_ptr());
   parallel_rows(B, S, [&](index_t begin, index_t end) {
     for (index_t b = begin; b < end; ++b)
-      loops().plan_fill(data + b * S * element_size, element_size, S, b * S, indices_data + start[b],
-                        positions_data + start[b]);
+      loop.plan_fill(data + b * S * element_size, element_size, S, b * S, indices_data + start[b],
+                     positions_data + start[b]);
   });
   return {indices, cu_seqlens, positions};
 }
@@ -74,8 +74,9 @@ void copy_all(const Rows& from, const int64_t* source, Tensor& y) {
   const char* x = static_cast<const char*>(from.x.const_data_ptr());
   char* out = static_cast<char*>(y.mutable_data_ptr());
   if (from.row_bytes == 0) return;
+  CopyRows* const loop = loops().copy_rows;
   parallel_rows(y.size(0), from.row_bytes, [&](index_t begin, index_t end) {
-    loops().copy_rows(x, from.stride_bytes, source, begin, end, from.row_bytes, out);
+    loop(x, from.stride_bytes, source, begin, end, from.row_bytes, out);
   });
 }
 
