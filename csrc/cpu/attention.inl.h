@@ -16,9 +16,9 @@ AttentionScratch attention_scratch(index_t D, index_t longest) {
   };
 }
 
-/// Row of q (part 0), k (1) or v (2), in fp32 and rotated: y (D,).
-template <class T>
-MODERNBERT_FAST_INLINE void read_head(const AttentionArgs& a, index_t token, index_t part, index_t head, float* y) {
+/// Row of q (part 0), k (1) or v (2), rotated: y (D,).
+template <class T, class Y>
+MODERNBERT_FAST_INLINE void read_head(const AttentionArgs& a, index_t token, index_t part, index_t head, Y* y) {
   const T* x = static_cast<const T*>(a.qkv) + token * a.stride_t + part * a.stride_part + head * a.stride_h;
   if (part < 2 && a.rotary.positions) return rotate(x, a.rotary, token, y);
   for_row(a.D, [&](index_t d, auto lanes, int) MODERNBERT_FAST_LAMBDA { store(y + d, load(x + d, lanes), lanes); });
@@ -94,64 +94,86 @@ MODERNBERT_FAST_INLINE float largest(const float* x, index_t n, float least) {
   return peak;
 }
 
-/// x[j] = exp(x[j] - peak) for j < n, a multiple of kTileColumns. Returns the sum.
-MODERNBERT_FAST_INLINE float exponentials(float* x, index_t n, float peak) {
+/// y[j] = exp(x[j] - peak) for j < n, a multiple of kTileColumns; y may start where x does or before. Returns the sum.
+template <class Y>
+MODERNBERT_FAST_INLINE float exponentials(const float* x, index_t n, float peak, Y* y) {
   const Vec base = splat(peak > -__builtin_inff() ? peak : 0.0f);  // all hidden: all zero
   Sum total;
   for (index_t j = 0; j < n; j += kTileColumns)
     for (index_t v = 0; v < kTileVecs; ++v) {
       const Vec p = exp_not_positive(load(x + j + v * kLanes) - base);
-      store(x + j + v * kLanes, p);
+      store(y + j + v * kLanes, p);
       total.part[v] += p;
     }
   return total.total();
 }
 
-// ---- forward
+// ---- forward, with a product of fp32 or of bfloat16
 
-template <class T>
-void attention_pack_as(const AttentionForwardArgs& a, const KeyPanel* panels, index_t begin, index_t end, float* rows) {
-  const index_t D = a.in.D, wide = whole_tiles(D);
-  for (index_t p = begin; p < end; ++p) {
-    const KeyPanel panel = panels[p];
+/// Two rows of bfloat16 -> one of pairs; `second` may be null, for zeros.
+MODERNBERT_FAST_INLINE void interleave(const BFloat16* first, const BFloat16* second, index_t n, float* pairs) {
+  for_row(n, [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
+    const Bits low = bit_cast<Bits>(load(first + c, lanes)) >> 16;
+    const Bits high = second ? bit_cast<Bits>(load(second + c, lanes)) : Bits{};
+    store(pairs + c, bit_cast<Vec>(low | high), lanes);
+  });
+}
+
+/// Rows of v, kTileColumns columns of them from d on -> (kTileColumns / kPack, kTileColumns), zero where there is
+/// nothing: hidden keys weigh 0, but 0 * NaN is NaN.
+template <class T, class Product>
+void pack_values(const AttentionArgs& a, const KeyPanel& panel, index_t head, index_t d, float* values) {
+  const T* const v =
+      static_cast<const T*>(a.qkv) + panel.first * a.stride_t + 2 * a.stride_part + head * a.stride_h + d;
+  const index_t columns = smaller(a.D - d, kTileColumns);
+  memset(values, 0, kTileColumns / Product::kPack * kTileColumns * sizeof(float));
+  if constexpr (is_same<Product, Fp32Product>) {
+    pack_rows(v, a.stride_t, panel.keys, columns, values, kTileColumns, columns);
+  } else {
+    for (index_t r = 0; r < panel.keys; r += 2)
+      interleave(v + r * a.stride_t, r + 1 < panel.keys ? v + (r + 1) * a.stride_t : nullptr, columns,
+                 values + r / 2 * kTileColumns);
+  }
+}
+
+template <class T, class Product>
+void pack_heads(const AttentionForwardArgs& a, const KeyPanel* panels, index_t begin, index_t end, float* scratch) {
+  using Element = typename Product::Element;
+  const index_t D = a.in.D, depth = D / Product::kPack, wide = whole_tiles(D);
+  Element* const rows = reinterpret_cast<Element*>(scratch);  // (kTileColumns, D)
+  for (index_t p = begin; p < end; ++p)
     for (index_t head = 0; head < a.in.H; ++head) {
-      for (index_t r = 0; r < panel.keys; ++r) read_head<T>(a.in, panel.first + r, 1, head, rows + r * D);
-      to_panels(rows, panel.keys, D, a.keys + (head * a.panels + p) * D * kTileColumns);
-      for (index_t d = 0; d < wide; d += kTileColumns) {
-        const T* v = static_cast<const T*>(a.in.qkv) + panel.first * a.in.stride_t + 2 * a.in.stride_part +
-                     head * a.in.stride_h + d;
-        float* const values = a.values + ((head * wide + d) * a.panels + p * kTileColumns) * kTileColumns;
-        pack_rows(v, a.in.stride_t, panel.keys, smaller(D - d, kTileColumns), values, kTileColumns, kTileColumns);
-        memset(values + panel.keys * kTileColumns, 0,
-               (kTileColumns - panel.keys) * kTileColumns * sizeof(float));  // hidden keys weigh 0, and 0 * NaN is NaN
-      }
+      for (index_t r = 0; r < panels[p].keys; ++r) read_head<T>(a.in, panels[p].first + r, 1, head, rows + r * D);
+      to_panels(scratch, panels[p].keys, depth, a.keys + (head * a.panels + p) * depth * kTileColumns);
+      for (index_t d = 0; d < wide; d += kTileColumns)
+        pack_values<T, Product>(
+            a.in, panels[p], head, d,
+            a.values + ((head * wide + d) * a.panels + p * kTileColumns) / Product::kPack * kTileColumns);
     }
-  }
 }
 
-void attention_pack(const AttentionForwardArgs& a, const KeyPanel* panels, index_t begin, index_t end, float* scratch) {
-  switch (a.in.dtype) {
-    case DType::kFloat: return attention_pack_as<float>(a, panels, begin, end, scratch);
-    case DType::kBFloat16: return attention_pack_as<BFloat16>(a, panels, begin, end, scratch);
-    case DType::kHalf: return attention_pack_as<Half>(a, panels, begin, end, scratch);
-  }
-}
-
-template <class T>
+template <class T, class Product>
 void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* scratch) {
-  const index_t D = a.in.D, wide = whole_tiles(D), length = block.end - block.start;
+  using Element = typename Product::Element;
+  constexpr index_t kRows = Product::kRows, kPack = Product::kPack;
+  static_assert(kQueryBlock % kRows == 0, "scratch has room for whole groups of rows");
+  const index_t D = a.in.D, depth = D / kPack, wide = whole_tiles(D), length = block.end - block.start;
   const index_t first = block.first - block.start, rows = smaller(kQueryBlock, length - first);
-  float* const q = scratch;                             // (rows, D)
-  float* const sums = q + kQueryBlock * D;              // (rows, wide)
-  float* const scores = sums + kQueryBlock * wide;      // (rows, kKeyStep)
-  float* const peak = scores + kQueryBlock * kKeyStep;  // (rows,)
-  float* const total = peak + kQueryBlock;              // (rows,)
-  const float* const keys = a.keys + (block.head * a.panels + block.panel) * D * kTileColumns;
-  const float* const values = a.values + (block.head * wide * a.panels + block.panel * kTileColumns) * kTileColumns;
+  float* const sums = scratch;                                         // (rows, wide)
+  float* const scores = sums + kQueryBlock * wide;                     // (rows, kKeyStep)
+  float* const peak = scores + kQueryBlock * kKeyStep;                 // (rows,)
+  float* const total = peak + kQueryBlock;                             // (rows,)
+  Element* const q = reinterpret_cast<Element*>(total + kQueryBlock);  // (rows, D)
+  Element* const weights = reinterpret_cast<Element*>(scores);         // in place: (rows, kPack * kKeyStep)
+  const float* const keys = a.keys + (block.head * a.panels + block.panel) * depth * kTileColumns;
+  const float* const values =
+      a.values + (block.head * wide * a.panels + block.panel * kTileColumns) / kPack * kTileColumns;
 
   for (index_t r = 0; r < rows; ++r) {
-    read_head<T>(a.in, block.first + r, 0, block.head, q + r * D);
-    scale_row(q + r * D, D, a.in.scale);
+    float* const row = scores;  // not in use yet
+    read_head<T>(a.in, block.first + r, 0, block.head, row);
+    for_row(D, [&](index_t d, auto lanes, int)
+                   MODERNBERT_FAST_LAMBDA { store(q + r * D + d, load(row + d, lanes) * splat(a.in.scale), lanes); });
     peak[r] = -__builtin_inff();
     total[r] = 0;
   }
@@ -159,38 +181,38 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
 
   const Range all = panels_around(reach(a.in.window, first, rows, length));
   for (index_t step = all.begin; step < all.end; step += kKeyStep) {
-    const Range keys_now = {step, smaller(step + kKeyStep, all.end)};
+    const Range step_keys = {step, smaller(step + kKeyStep, all.end)};
     // The part of the step that a group of rows sees.
     const auto seen = [&](index_t r) MODERNBERT_FAST_LAMBDA -> Range {
-      const Range group = panels_around(reach(a.in.window, first + r, smaller(kTileRows, rows - r), length));
-      return {larger(keys_now.begin, group.begin), smaller(keys_now.end, group.end)};
+      const Range group = panels_around(reach(a.in.window, first + r, smaller(kRows, rows - r), length));
+      return {larger(step_keys.begin, group.begin), smaller(step_keys.end, group.end)};
     };
-    for (index_t j = keys_now.begin; j < keys_now.end; j += kTileColumns)
-      for (index_t r = 0; r < rows; r += kTileRows) {
+    for (index_t j = step_keys.begin; j < step_keys.end; j += kTileColumns)
+      for (index_t r = 0; r < rows; r += kRows) {
         const Range group = seen(r);
         if (j < group.begin || j >= group.end) continue;
-        tile_rows(smaller(kTileRows, rows - r), q + r * D, D, 1, keys + j * D, kTileColumns, D,
-                  scores + r * kKeyStep + j - step, kKeyStep, false);
+        multiply<Product>(smaller(kRows, rows - r), q + r * D, D, keys + j * depth, depth,
+                          scores + r * kKeyStep + j - step, kKeyStep, false);
       }
     for (index_t r = 0; r < rows; ++r) {
-      const Range group = seen(r / kTileRows * kTileRows);
+      const Range group = seen(r / kRows * kRows);
       if (group.begin >= group.end) continue;
       float* const s = scores + r * kKeyStep + group.begin - step;
       const index_t n = group.end - group.begin;
       hide(a.in, block.start, first + r, group, length, s);
       const float higher = largest(s, n, peak[r]);
       const float kept = higher > peak[r] ? exp_not_positive(splat(peak[r] - higher))[0] : 1.0f;
-      total[r] = total[r] * kept + exponentials(s, n, higher);
+      total[r] = total[r] * kept + exponentials(s, n, higher, weights + r * kPack * kKeyStep);
       if (kept != 1.0f) scale_row(sums + r * wide, wide, kept);
       peak[r] = higher;
     }
     for (index_t d = 0; d < wide; d += kTileColumns)
-      for (index_t r = 0; r < rows; r += kTileRows) {
+      for (index_t r = 0; r < rows; r += kRows) {
         const Range group = seen(r);
         if (group.begin >= group.end) continue;
-        tile_rows(smaller(kTileRows, rows - r), scores + r * kKeyStep + group.begin - step, kKeyStep, 1,
-                  values + (d * a.panels + group.begin) * kTileColumns, kTileColumns, group.end - group.begin,
-                  sums + r * wide + d, wide, true);
+        multiply<Product>(smaller(kRows, rows - r), weights + r * kPack * kKeyStep, kPack * kKeyStep,
+                          values + (d * a.panels + group.begin) / kPack * kTileColumns,
+                          (group.end - group.begin) / kPack, sums + r * wide + d, wide, true);
       }
   }
 
@@ -203,13 +225,34 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
   }
 }
 
+void attention_pack(const AttentionForwardArgs& a, const KeyPanel* panels, index_t begin, index_t end, float* scratch) {
+  switch (a.in.dtype) {
+    case DType::kFloat: return pack_heads<float, Fp32Product>(a, panels, begin, end, scratch);
+    case DType::kBFloat16:
+      if (kMultipliesBFloat16 && BFloat16Product::fits(a.in.D))
+        return pack_heads<BFloat16, BFloat16Product>(a, panels, begin, end, scratch);
+      return pack_heads<BFloat16, Fp32Product>(a, panels, begin, end, scratch);
+    case DType::kHalf: return pack_heads<Half, Fp32Product>(a, panels, begin, end, scratch);
+  }
+}
+
+template <class T, class Product>
+void query_blocks(const AttentionForwardArgs& a, const QueryBlock* blocks, index_t begin, index_t end, float* scratch) {
+  for (index_t i = begin; i < end; ++i) query_block<T, Product>(a, blocks[i], scratch);
+}
+
 void attention_forward(const AttentionForwardArgs& a, const QueryBlock* blocks, index_t begin, index_t end,
                        float* scratch) {
-  for (index_t i = begin; i < end; ++i) switch (a.in.dtype) {
-      case DType::kFloat: query_block<float>(a, blocks[i], scratch); break;
-      case DType::kBFloat16: query_block<BFloat16>(a, blocks[i], scratch); break;
-      case DType::kHalf: query_block<Half>(a, blocks[i], scratch); break;
-    }
+  switch (a.in.dtype) {
+    case DType::kFloat: return query_blocks<float, Fp32Product>(a, blocks, begin, end, scratch);
+    case DType::kBFloat16:
+      if (!kMultipliesBFloat16 || !BFloat16Product::fits(a.in.D))
+        return query_blocks<BFloat16, Fp32Product>(a, blocks, begin, end, scratch);
+      begin_blocks();
+      query_blocks<BFloat16, BFloat16Product>(a, blocks, begin, end, scratch);
+      return end_blocks();
+    case DType::kHalf: return query_blocks<Half, Fp32Product>(a, blocks, begin, end, scratch);
+  }
 }
 
 // ---- backward: one text and head at a time, a group of queries against all keys they see
@@ -267,7 +310,7 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
     for (index_t r = 0; r < count; ++r) {
       float *const weights = p + r * keys, *const dweights = ds + r * keys;
       hide(a.in, pair.start, first + r, seen, length, weights);
-      const Vec total = splat(exponentials(weights, n, largest(weights, n, -__builtin_inff())));
+      const Vec total = splat(exponentials(weights, n, largest(weights, n, -__builtin_inff()), weights));
       Sum delta;
       for (index_t j = 0; j < n; j += kLanes) {
         const Vec weight = load(weights + j) / total;

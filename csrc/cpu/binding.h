@@ -153,7 +153,7 @@ class Costs {
   /// Calls body(begin, end) on torch's threads, in pieces of at least `grain` of cost; units are whole.
   template <class Body>
   void parallel(index_t grain, const Body& body) const {
-    torch::stable::parallel_for(0, before_.back(), grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, before_.back(), grain, [&](int64_t begin, int64_t end) {
       const index_t first = unit_from(begin), last = unit_from(end);
       if (first < last) body(first, last);
     });

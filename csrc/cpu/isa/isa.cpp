@@ -3,6 +3,11 @@
 
 #include <torch/csrc/stable/library.h>
 
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
@@ -24,10 +29,24 @@ constexpr bool kEmulate = true;  // rows above avx2 are compiled without their i
 constexpr bool kEmulate = false;
 #endif
 
+#if defined(__x86_64__)
+
+bool has_avx512() { return has("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"); }
+
+/// Linux gives a process the state of AMX's tiles when it asks.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+#endif
+
 const Isa kTable[] = {
 #if defined(__x86_64__)
-    {"avx512", [] { return kEmulate || has("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"); },
-     avx512::kLoops},
+    {"amx", [] { return kEmulate || (has_avx512() && has("avx512_bf16", "amx_tile", "amx_bf16") && may_use_tiles()); },
+     amx::kLoops},
+    {"avx512bf16", [] { return kEmulate || (has_avx512() && has("avx512_bf16")); }, avx512bf16::kLoops},
+    {"avx512", [] { return kEmulate || has_avx512(); }, avx512::kLoops},
     {"avx2", [] { return has("avx2", "fma", "f16c"); }, avx2::kLoops},
 #endif
     {"baseline", [] { return true; }, baseline::kLoops},

@@ -51,6 +51,12 @@ extern const Loops kLoops;
 namespace avx512 {
 extern const Loops kLoops;
 }
+namespace avx512bf16 {
+extern const Loops kLoops;
+}
+namespace amx {
+extern const Loops kLoops;
+}
 
 /// The best supported row of the table, or the one MODERNBERT_FAST_ISA names. Chosen once.
 /// Throws std::invalid_argument if that name is unknown or this machine cannot run it.

@@ -17,6 +17,7 @@ namespace {
 #include "simd.inl.h"
 #include "math.inl.h"
 #include "tile.inl.h"
+#include "bfloat16.inl.h"
 #include "../convert.inl.h"
 #include "../padding.inl.h"
 #include "../layer_norm.inl.h"

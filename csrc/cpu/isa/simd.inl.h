@@ -36,11 +36,14 @@ MODERNBERT_FAST_INLINE To bit_cast(From from) {
 
 MODERNBERT_FAST_INLINE Vec splat(float value) { return value - Vec{}; }  // x - 0 is x, x + 0 is not: -0
 
+/// The bits of value in every lane, whatever they stand for.
+MODERNBERT_FAST_INLINE Vec splat_bits(float value) { return bit_cast<Vec>(Bits{} + bit_cast<uint32_t>(value)); }
+
 /// a * b + c, rounded once where the processor can: the same in every loop, whatever the compiler contracts.
 MODERNBERT_FAST_INLINE Vec fused(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
+#elif defined(__FMA__) && !defined(MODERNBERT_FAST_LANES)
   return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;

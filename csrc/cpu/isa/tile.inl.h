@@ -8,12 +8,23 @@ constexpr index_t kTileRows = 6;  // 12 of 16
 constexpr index_t kTileVecs = 2;
 constexpr index_t kTileColumns = kTileVecs * kLanes;
 
-/// c[r][n] = (c[r][n] +) the sum over k < K of a[r][k] * b[k][n], in the order of k, for r < kRows and n <
-/// kTileColumns. An element's sum does not depend on kRows, so a row of a product is the same in any company. What is
-/// accumulated joins last: sums of sums are more accurate than one long sum.
-template <index_t kRows>
-void tile(const float* a, index_t a_stride, index_t a_step, const float* b, index_t b_stride, index_t K, float* c,
-          index_t c_stride, bool accumulate) {
+// A product says what its operands are made of: a of Elements, of which kPack at a time meet one lane of b.
+
+struct Fp32Product {
+  using Element = float;
+  static constexpr index_t kPack = 1;
+  static constexpr index_t kRows = kTileRows;  // that multiply() takes
+  static MODERNBERT_FAST_INLINE Vec broadcast(const float* a) { return splat(*a); }
+  static MODERNBERT_FAST_INLINE Vec add(Vec a, Vec b, Vec sum) { return fused(a, b, sum); }
+};
+
+/// c[r][n] = (c[r][n] +) the sum over k < K of a[r][k] * b[k][n], in the order of k, for r < kRows and n < kTileColumns.
+/// Rows of a are a_stride apart and its columns a_step, in Elements; columns of b and c are contiguous.
+/// An element's sum does not depend on kRows, so a row of a product is the same in any company. What is accumulated
+/// joins last: sums of sums are more accurate than one long sum.
+template <class Product, index_t kRows>
+void tile(const typename Product::Element* a, index_t a_stride, index_t a_step, const float* b, index_t b_stride,
+          index_t K, float* c, index_t c_stride, bool accumulate) {
   Vec acc[kRows][kTileVecs];
   for (index_t r = 0; r < kRows; ++r)
     for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = Vec{};
@@ -23,9 +34,9 @@ void tile(const float* a, index_t a_stride, index_t a_step, const float* b, inde
     for (index_t v = 0; v < kTileVecs; ++v) row[v] = load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 12
     for (index_t r = 0; r < kRows; ++r) {
-      const Vec scale = splat(a[r * a_stride + k * a_step]);
+      const Vec scale = Product::broadcast(a + r * a_stride + k * a_step);
 #pragma GCC unroll 2
-      for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = fused(scale, row[v], acc[r][v]);
+      for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = Product::add(scale, row[v], acc[r][v]);
     }
   }
   for (index_t r = 0; r < kRows; ++r)
@@ -36,13 +47,14 @@ void tile(const float* a, index_t a_stride, index_t a_step, const float* b, inde
 }
 
 /// tile() for any number of rows up to kRows.
-template <index_t kRows = kTileRows>
-MODERNBERT_FAST_INLINE void tile_rows(index_t rows, const float* a, index_t a_stride, index_t a_step, const float* b,
-                                      index_t b_stride, index_t K, float* c, index_t c_stride, bool accumulate) {
+template <class Product = Fp32Product, index_t kRows = kTileRows>
+MODERNBERT_FAST_INLINE void tile_rows(index_t rows, const typename Product::Element* a, index_t a_stride,
+                                      index_t a_step, const float* b, index_t b_stride, index_t K, float* c,
+                                      index_t c_stride, bool accumulate) {
   if (rows == kRows) {
-    tile<kRows>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
+    tile<Product, kRows>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
   } else if constexpr (kRows > 1) {
-    tile_rows<kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
+    tile_rows<Product, kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
   }
 }
 

@@ -1,0 +1,2 @@
+#define MODERNBERT_FAST_ISA_NAMESPACE amx
+#include "loops.inl.h"
