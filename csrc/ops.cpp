@@ -23,6 +23,7 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
       " -> (Tensor y, Tensor mean, Tensor rstd)");
 
   m.def("linear_forward(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("linear_forward_geglu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "linear_backward(Tensor dy, Tensor x, Tensor weight, bool need_dx, bool need_dweight, bool need_dbias)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");

@@ -96,9 +96,15 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and type(module.weight) in (nn.Parameter, torch.Tensor) and is_untouched(module)
 
 
+def _multiplies(linear: Any, x: torch.Tensor) -> bool:
+    """Whether ops.linear gives what the module would on x."""
+    plain = is_plain(linear, nn.Linear) and linear.weight.dtype == x.dtype
+    return plain and not torch.is_autocast_enabled(x.device.type)
+
+
 def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
     """A linear layer on packed rows: (T, K) -> (T, N); anything but a plain nn.Linear is called as it is."""
-    if is_plain(linear, nn.Linear) and linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if _multiplies(linear, x):
         return ops.linear(x, linear.weight, linear.bias)
     return linear(x)
 
@@ -137,9 +143,13 @@ def _only_gathers(table: Any) -> bool:
     return plain and table.max_norm is None and not (table.scale_grad_by_freq or table.sparse)
 
 
-def mlp_act(mlp: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
-    """(T, 2F) -> (T, F): the activated first half times the second."""
-    if activation == "gelu" and class_path(mlp.act) in _EXACT_GELU and is_untouched(mlp.act):
+def gated(mlp: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
+    """(T, C) -> (T, F): Wi, and the activated first half of its result times the second."""
+    exact = activation == "gelu" and class_path(mlp.act) in _EXACT_GELU and is_untouched(mlp.act)
+    if exact and _multiplies(mlp.Wi, x):
+        return ops.linear_geglu(x, mlp.Wi.weight, mlp.Wi.bias)
+    x = project(mlp.Wi, x)
+    if exact:
         return ops.geglu(x)
     a, b = x.chunk(2, dim=-1)
     return mlp.act(a) * b
@@ -176,7 +186,7 @@ def layer(
     attended = attn.out_drop(project(attn.Wo, o.flatten(1)))
     normed, residual = add_norm(block.mlp_norm, attended, residual)
     mlp = block.mlp
-    inner = mlp.drop(mlp_act(mlp, project(mlp.Wi, normed), block.config.hidden_activation))
+    inner = mlp.drop(gated(mlp, normed, block.config.hidden_activation))
     x = project(mlp.Wo, inner)
     return (x, residual) if defer else residual + x
 

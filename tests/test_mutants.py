@@ -249,6 +249,11 @@ def products_in_half_precision(right, x, weight, bias):
     return right(x.bfloat16(), weight.bfloat16(), None).to(x.dtype)
 
 
+@mutant("linear", "forward_geglu", accurate(problems.linear_geglu, 9, 12, 6))
+def halves_swapped_in_the_product(right, x, weight, bias):
+    return right(x, weight.roll(6, 0), bias)
+
+
 @mutant("pooling", "forward", accurate(problems.pooling, BATCH, 12, mode="mean"))
 def mean_over_the_longest(right, x, cu_seqlens, mode, normalize):
     y, norm = right(x, cu_seqlens, mode, normalize)

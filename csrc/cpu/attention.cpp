@@ -77,7 +77,8 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
   Tensor o = new_tensor({in.T, in.H, in.D}, qkv.scalar_type());
   Tensor lse = new_tensor({in.H, in.T}, ScalarType::Float);
 
-  const index_t width = loops().tile_columns;
+  const Loops& loop = loops();
+  const index_t width = loop.tile_columns;
   std::vector<KeyPanel> panels;
   std::vector<QueryBlock> blocks;
   Costs costs;
@@ -94,14 +95,14 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
 
   const index_t P = static_cast<index_t>(panels.size()), D = in.D, padded = (D + width - 1) / width * width;
   const Scratch keys(in.H * P * D * width), values(in.H * P * padded * width);
-  const AttentionScratch scratch = loops().attention_scratch(D, 0);
+  const AttentionScratch scratch = loop.attention_scratch(D, 0);
   const AttentionForwardArgs args{
       in, P, keys.get(), values.get(), o.mutable_data_ptr(), static_cast<float*>(lse.mutable_data_ptr())};
   parallel_rows(P, 2 * in.H * D * width, [&](index_t begin, index_t end) {
-    loops().attention_pack(args, panels.data(), begin, end, Scratch(scratch.pack).get());
+    loop.attention_pack(args, panels.data(), begin, end, Scratch(scratch.pack).get());
   });
   costs.parallel(kGrain, [&](index_t begin, index_t end) {
-    loops().attention_forward(args, blocks.data(), begin, end, Scratch(scratch.forward).get());
+    loop.attention_forward(args, blocks.data(), begin, end, Scratch(scratch.forward).get());
   });
   return {o, lse};
 }
@@ -131,10 +132,11 @@ Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor&
       costs.add((end - start) * inputs.reach(end - start));
     }
   }
-  const index_t scratch = loops().attention_scratch(in.D, longest).backward;
+  const Loops& loop = loops();
+  const index_t scratch = loop.attention_scratch(in.D, longest).backward;
   const AttentionBackwardArgs args{in, d_o.const_data_ptr(), d_o.stride(0), d_o.stride(1), dqkv.mutable_data_ptr()};
   costs.parallel(kGrain, [&](index_t begin, index_t end) {
-    loops().attention_backward(args, pairs.data(), begin, end, Scratch(scratch).get());
+    loop.attention_backward(args, pairs.data(), begin, end, Scratch(scratch).get());
   });
   return dqkv;
 }

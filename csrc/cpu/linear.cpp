@@ -14,19 +14,20 @@ namespace {
 
 Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
 
-/// a (M, K) times b (N, K) transposed, plus bias. The tensors hold the operands, whichever way.
-Tensor product(const Tensor& like, const Operand& a, const Operand& b, const Tensor* bias, index_t M, index_t N,
-               index_t K) {
+/// y (M, N) of dtype `like` has, from operands that the tensors hold, whichever way. See LinearArgs.
+Tensor product(const Tensor& like, const Operand& a, const Operand& b, const Tensor* bias, bool glu, index_t M,
+               index_t N, index_t K) {
   Tensor y = new_tensor({M, N}, like.scalar_type());
   if (M == 0 || N == 0) return y;
-  LinearArgs args{loop_dtype(like), a, b, bias ? bias->const_data_ptr() : nullptr, y.mutable_data_ptr(), M, N, K, 0};
+  LinearArgs args{
+      loop_dtype(like), a, b, bias ? bias->const_data_ptr() : nullptr, glu, y.mutable_data_ptr(), M, N, K, 0};
   // Wide units pack and convert less often, narrow ones keep every thread busy. No element depends on the choice.
   const index_t blocks = (M + kLinearRows - 1) / kLinearRows, threads = torch::stable::get_num_threads();
   for (args.columns = 4 * kLinearColumns; args.columns > kLinearColumns; args.columns /= 2)
     if ((N + args.columns - 1) / args.columns * blocks >= 4 * threads) break;
-  parallel_rows(
-      linear_units(args), kLinearRows * args.columns * std::max<index_t>(K, 1) / 8,
-      [&](index_t begin, index_t end) { loops().linear(args, begin, end, Scratch(linear_scratch(args)).get()); });
+  Linear* const loop = loops().linear;
+  parallel_rows(linear_units(args), kLinearRows * args.columns * std::max<index_t>(K, 1) / 8,
+                [&](index_t begin, index_t end) { loop(args, begin, end, Scratch(linear_scratch(args)).get()); });
   return y;
 }
 
@@ -43,13 +44,22 @@ void check_operands(const Tensor& x, const Tensor& weight, const std::optional<T
   check_same_device(*bias, "bias", x, "x");
 }
 
-Tensor linear_forward(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in) {
+Tensor forward(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in, bool glu) {
   check_operands(x_in, weight_in, bias_in);
   const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
   std::optional<Tensor> bias;
   if (bias_in) bias = as_contiguous(*bias_in);
-  return product(x, operand(x, false), operand(weight, false), bias ? &*bias : nullptr, x.size(0), weight.size(0),
-                 x.size(1));
+  return product(x, operand(x, false), operand(weight, false), bias ? &*bias : nullptr, glu, x.size(0),
+                 weight.size(0) / (glu ? 2 : 1), x.size(1));
+}
+
+Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  return forward(x, weight, bias, false);
+}
+
+Tensor linear_forward_geglu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check(weight.dim() == 2 && weight.size(0) % 2 == 0, "weight must be (2 F, K), got ", weight);
+  return forward(x, weight, bias, true);
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& weight_in,
@@ -65,10 +75,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Te
   if (need_dbias) {
     dbias = new_tensor({N}, x.scalar_type());
     const ColumnSumArgs args{loop_dtype(x), dy.const_data_ptr(), dy.stride(0), dbias.mutable_data_ptr(), M};
-    parallel_rows(N, M, [&](index_t begin, index_t end) { loops().column_sum(args, begin, end); });
+    ColumnSum* const loop = loops().column_sum;
+    parallel_rows(N, M, [&](index_t begin, index_t end) { loop(args, begin, end); });
   }
-  return {need_dx ? product(x, operand(dy, false), operand(weight, true), nullptr, M, K, N) : none(),
-          need_dweight ? product(x, operand(dy, true), operand(x, true), nullptr, N, K, M) : none(), dbias};
+  return {need_dx ? product(x, operand(dy, false), operand(weight, true), nullptr, false, M, K, N) : none(),
+          need_dweight ? product(x, operand(dy, true), operand(x, true), nullptr, false, N, K, M) : none(), dbias};
 }
 
 }  // namespace
@@ -78,5 +89,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Te
 STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
   using namespace modernbert_fast::cpu;
   m.impl("linear_forward", TORCH_BOX(&linear_forward));
+  m.impl("linear_forward_geglu", TORCH_BOX(&linear_forward_geglu));
   m.impl("linear_backward", TORCH_BOX(&linear_backward));
 }

@@ -12,12 +12,15 @@ struct Operand {
   bool transposed;  // element (r, k) is data[k * stride + r], else data[r * stride + k]
 };
 
+/// y = a b^T + bias (M, N); or with `glu`, where b and bias have 2 N rows, gelu(the first N columns of that) * the
+/// rest.
 struct LinearArgs {
   DType dtype;
   Operand a;         // (M, K)
-  Operand b;         // (N, K)
-  const void* bias;  // (N,) or null
-  void* y;           // (M, N), contiguous
+  Operand b;         // (N or 2 N, K)
+  const void* bias;  // (N or 2 N,) or null
+  bool glu;
+  void* y;  // (M, N), contiguous
   index_t M, N, K;
   index_t columns;  // of y that one unit of work makes, a multiple of kLinearColumns
 };
@@ -35,7 +38,7 @@ static inline index_t linear_depth(index_t K) { return (K + 15) / 16 * 16; }
 
 /// Floats of scratch that one call needs.
 static inline index_t linear_scratch(const LinearArgs& a) {
-  return a.K * a.columns + kLinearRows * (linear_depth(a.K) + kLinearColumns);
+  return a.K * a.columns * (a.glu ? 2 : 1) + kLinearRows * (linear_depth(a.K) + kLinearColumns);
 }
 
 struct ColumnSumArgs {
@@ -46,7 +49,7 @@ struct ColumnSumArgs {
   index_t rows;
 };
 
-/// y = a b^T + bias for the units [begin, end).
+/// Units [begin, end).
 using Linear = void(const LinearArgs&, index_t begin, index_t end, float* scratch);
 /// Columns [begin, end).
 using ColumnSum = void(const ColumnSumArgs&, index_t begin, index_t end);

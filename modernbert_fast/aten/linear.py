@@ -11,6 +11,11 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return F.linear(x, weight, bias)
 
 
+def forward_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x (T, K), weight (2F, K) -> (T, F)."""
+    return torch.ops.modernbert_fast.geglu_forward(forward(x, weight, bias))
+
+
 def backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, need_dx: bool, need_dweight: bool, need_dbias: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ from modernbert_fast.ops.attention import attention
 from modernbert_fast.ops.cross_entropy import cross_entropy
 from modernbert_fast.ops.geglu import geglu
 from modernbert_fast.ops.layer_norm import add_layer_norm, embed_layer_norm, layer_norm
-from modernbert_fast.ops.linear import linear
+from modernbert_fast.ops.linear import linear, linear_geglu
 from modernbert_fast.ops.maxsim import maxsim
 from modernbert_fast.ops.padding import pad, plan, tiles, unpad
 from modernbert_fast.ops.pooling import pooling

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define
 from modernbert_fast.ops import checks
+from modernbert_fast.ops.geglu import geglu
 
 
 def _check_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -20,6 +21,12 @@ def _check_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     checks.same_device(x, weight=weight, bias=bias)
     if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         raise TypeError(f"x is {x.dtype}, weight {weight.dtype}: a linear layer takes one dtype")
+
+
+def _check_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    _check_forward(x, weight, bias)
+    if weight.shape[0] % 2:
+        raise ValueError(f"weight holds two halves and must have an even number of rows, got {weight.shape[0]}")
 
 
 def _check_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *needs: bool) -> None:
@@ -42,6 +49,13 @@ _forward = define(
     fake=lambda x, weight, bias: x.new_empty((x.shape[0], weight.shape[0])),
     call=call_of,
     check=_check_forward,
+)
+_forward_geglu = define(
+    "linear_forward_geglu(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    op="linear",
+    fake=lambda x, weight, bias: x.new_empty((x.shape[0], weight.shape[0] // 2)),
+    call=call_of,
+    check=_check_geglu,
 )
 _backward = define(
     "linear_backward(Tensor dy, Tensor x, Tensor weight, bool need_dx, bool need_dweight, bool need_dbias)"
@@ -81,3 +95,21 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         TypeError, ValueError: on dtypes or shapes that do not fit.
     """
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """geglu(linear(x, weight, bias)), without storing what the linear layer returns where no gradient needs it.
+
+    Args:
+        x: (..., K).
+        weight: (2F, K), bias (2F,) or None, of x's dtype.
+
+    Returns:
+        (..., F) of x's dtype. Without gradients rounded once, where the two ops round twice.
+
+    Raises:
+        TypeError, ValueError: on dtypes or shapes that do not fit, or an odd number of rows of weight.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return geglu(linear(x, weight, bias))
+    return _forward_geglu(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0] // 2)

@@ -103,6 +103,10 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(a) * b
 
 
+def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return geglu(F.linear(x, weight, bias))
+
+
 def pooling(x: torch.Tensor, cu_seqlens: torch.Tensor, mode: str, normalize: bool) -> torch.Tensor:
     """x (T, C) -> (B, C)."""
     bounds = cu_seqlens.tolist()

@@ -243,6 +243,15 @@ def linear(T: int, K: int, N: int, dtype: torch.dtype, device: torch.device, *, 
     )  # fmt: skip
 
 
+def linear_geglu(T: int, K: int, F: int, dtype: torch.dtype, device: torch.device, *, bias: bool = False) -> Problem:
+    """Without gradients, which would make it two ops."""
+    return Problem(
+        "linear", dtype, device,
+        lambda draw: {"x": draw(T, K), "weight": draw(2 * F, K)} | ({"bias": draw(2 * F)} if bias else {}),
+        ops.linear_geglu, plain.linear_geglu, (), _thirds(T), ("x",),
+    )  # fmt: skip
+
+
 def pooling(
     lengths: Sequence[int],
     C: int,
@@ -348,7 +357,9 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     "attention": _small_attention,
     "rope": lambda dtype, device: [rope(9, 2, 8, dtype, device)],
     "geglu": lambda dtype, device: [geglu(9, 12, dtype, device)],
-    "linear": lambda dtype, device: [linear(9, 12, 6, dtype, device, bias=bias) for bias in (False, True)],
+    "linear": lambda dtype, device: [
+        make(9, 12, 6, dtype, device, bias=bias) for make in (linear, linear_geglu) for bias in (False, True)
+    ],
     "pooling": lambda dtype, device: [
         pooling((5, 1, 0, 9, 3), 12, dtype, device, mode=mode, normalize=normalize)
         for mode, normalize in itertools.product(("cls", "mean"), (False, True))

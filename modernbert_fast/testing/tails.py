@@ -46,7 +46,8 @@ def _attention(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem
 
 def _linear(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
     return [
-        problems.linear(T, K, N, dtype, device, bias=bias)
+        make(T, K, N, dtype, device, bias=bias)
+        for make in (problems.linear, problems.linear_geglu)
         for T, K, N, bias in ((n, 5, 3, False), (3, n, 5, True), (3, 5, n, True))
     ]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modernbert_fast import ops
+from modernbert_fast import dispatch, ops
 from modernbert_fast.testing import checks, problems
 
 OP = "linear"
@@ -15,6 +15,19 @@ SIZES = [(0, 8, 4), (1, 1, 1), (2, 7, 3), (17, 64, 65), (65, 128, 33), (130, 96,
 def test_accuracy(backend, device, dtype, T, K, N, bias):
     layout = "sliced" if bias else "permuted"
     checks.check_accuracy(problems.linear(T, K, N, dtype, device, bias=bias), layout)
+
+
+@pytest.mark.parametrize("T, K, F", SIZES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_geglu_accuracy(backend, device, dtype, T, K, F, bias):
+    layout = "sliced" if bias else "permuted"
+    checks.check_accuracy(problems.linear_geglu(T, K, F, dtype, device, bias=bias), layout)
+
+
+def test_geglu_has_gradients(backend, device, dtype):
+    problem = problems.linear_geglu(33, 24, 16, dtype, device, bias=True)
+    with dispatch.use_backend("reference", "geglu"):
+        checks.check_accuracy(problem.but(grads=("x", "weight", "bias")))
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("weight",), ("x", "weight")], ids="+".join)
@@ -36,6 +49,7 @@ def test_refuses(backend, device):
         (lambda: ops.linear(x, weight, bias[1:]), ValueError),
         (lambda: ops.linear(x, weight.half(), bias), TypeError),
         (lambda: ops.linear(x, weight, bias.half()), TypeError),
+        (lambda: ops.linear_geglu(x, weight, bias), ValueError),
         (lambda: ops.linear(x.long(), weight.long(), None), TypeError),
         (lambda: ops.linear(x, weight.to("meta"), bias), ValueError),
     ):
