@@ -55,6 +55,7 @@ class Row:
         devices, dtypes, widths: what it serves; None is any.
         cannot: flags it does not serve.
         cpu_flags: for a dtype, instruction sets of which the CPU must have one for the row to pay.
+        leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
     """
 
     backend: str
@@ -64,6 +65,7 @@ class Row:
     widths: range | tuple[int, ...] | None = None
     cannot: tuple[str, ...] = ()
     cpu_flags: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
+    leaves: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
 
     def objections(self, op: str, call: Call) -> list[str]:
         """Sentences that say why this row cannot serve the call; empty means it can."""
@@ -79,6 +81,9 @@ class Row:
             for dtype, flags in self.cpu_flags:
                 if dtype in call.dtypes and not set(flags) & _library().cpu_flags():
                     no.append(f"this CPU has no {' or '.join(flags)}: {_short(dtype)} is slower than fp32 here")
+            for dtype, flags in self.leaves:
+                if dtype in call.dtypes and (has := set(flags) & _library().cpu_flags()):
+                    no.append(f"this CPU has {' and '.join(sorted(has))}: {_short(dtype)} is faster in a row below")
         if not no and (why := _loaded(self, op)[1]):
             no.append(why)
         return no
@@ -104,7 +109,7 @@ def _short(dtype: torch.dtype) -> str:
 
 _REFERENCE = Row("reference", _python("reference"), devices=None)
 
-# Half precision products pay only where the CPU multiplies in it; elsewhere the reference computes them in fp32.
+# Half precision products pay only where the CPU multiplies in it; elsewhere the row above computes them in fp32.
 _HALF_PRODUCTS = ((BF16, ("avx512_bf16", "amx_bf16")), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
@@ -130,7 +135,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "linear": (
-        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), leaves=_HALF_PRODUCTS),
         Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
         _REFERENCE,
     ),

@@ -18,6 +18,7 @@ __all__ = [
     "geglu",
     "layer_norm",
     "linear",
+    "linear_geglu",
     "maxsim",
     "pad",
     "plan",
