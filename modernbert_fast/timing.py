@@ -66,16 +66,25 @@ class Measurement:
         return {"name": self.name, **spread, "samples": list(self.samples), "peak_bytes": self.peak_bytes}
 
 
-def interleave(arms: Sequence[Arm], rounds: int = 5, warmup: int = 1) -> list[Measurement]:
+def interleave(
+    arms: Sequence[Arm],
+    rounds: int = 5,
+    warmup: int = 1,
+    *,
+    rest: float = 0.0,
+    leave_out: Callable[[Arm, Exception], bool] = lambda arm, error: False,
+) -> list[Measurement]:
     """Times every arm once a round, so that drift of the machine meets all arms alike.
 
     Args:
         arms: what to compare. All are warmed up and checked before the first is timed.
         rounds: samples per arm, at least 1.
         warmup: untimed runs per arm; at least 1 if any arm has a check.
+        rest: idle seconds before each sample, for the threads of the arm before to stop spinning.
+        leave_out: asked when an arm fails in its warm-up or its check; True times the others without it.
 
     Returns:
-        One measurement per arm, in the order of `arms`.
+        One measurement per arm that is not left out, in the order of `arms`.
 
     Raises:
         ValueError: `rounds` or `warmup` is too small.
@@ -84,12 +93,19 @@ def interleave(arms: Sequence[Arm], rounds: int = 5, warmup: int = 1) -> list[Me
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if warmup < (1 if any(arm.check for arm in arms) else 0):
         raise ValueError(f"warmup must be at least 1 where an arm is checked, got {warmup}")
-    peaks = [_warm_up(arm, warmup) for arm in arms]
-    samples: list[list[float]] = [[] for _ in arms]
+    peaks: list[tuple[Arm, int | None]] = []
+    for arm in arms:
+        try:
+            peaks.append((arm, _warm_up(arm, warmup)))
+        except Exception as error:  # whatever it is, the caller decides whether the others go on
+            if not leave_out(arm, error):
+                raise
+    samples: list[list[float]] = [[] for _ in peaks]
     for _ in range(rounds):
-        for arm, taken in zip(arms, samples, strict=True):
+        for (arm, _), taken in zip(peaks, samples, strict=True):
+            time.sleep(rest)
             taken.append(seconds(arm.run))
-    return [Measurement(arm.name, tuple(taken), peak) for arm, taken, peak in zip(arms, samples, peaks, strict=True)]
+    return [Measurement(arm.name, tuple(taken), peak) for (arm, peak), taken in zip(peaks, samples, strict=True)]
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -125,6 +141,15 @@ def peak_memory(run: Callable[[], Any]) -> tuple[Any, int | None]:
     if device:
         return result, device
     return result, None if host_before is None else _high_water_mark() - host_before
+
+
+def resident_memory() -> int | None:
+    """Bytes of this process that are in memory once freed heap has gone back; None where the system does not say."""
+    gc.collect()
+    _return_free_heap()
+    with suppress(OSError):
+        return _status_bytes("VmRSS")
+    return None
 
 
 def machine_facts() -> dict[str, Any]:
@@ -242,8 +267,12 @@ def _reset_host_peak() -> int | None:
 
 def _high_water_mark() -> int:
     """The largest resident set since the last reset, in bytes."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _reset_device_peak() -> int:

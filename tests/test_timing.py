@@ -31,6 +31,18 @@ def test_a_wrong_arm_is_never_timed() -> None:
     assert calls == ["right"]
 
 
+def test_an_arm_that_may_fail_is_left_out() -> None:
+    arms = [Arm("broken", lambda: 1 // 0), Arm("right", int)]
+    left_out: list[tuple[str, type]] = []
+
+    def leave_out(arm: Arm, error: Exception) -> bool:
+        left_out.append((arm.name, type(error)))
+        return True
+
+    assert [m.name for m in interleave(arms, rounds=2, leave_out=leave_out)] == ["right"]
+    assert left_out == [("broken", ZeroDivisionError)]
+
+
 @pytest.mark.parametrize(("rounds", "warmup"), [(0, 1), (1, 0)])
 def test_too_few_runs(rounds: int, warmup: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):

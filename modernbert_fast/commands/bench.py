@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from modernbert_fast import encoder
 from modernbert_fast.commands import CommandError, workloads
 from modernbert_fast.commands.batches import pad
+from modernbert_fast.commands.comparison import FAST, LINEARS, STOCK, forward, header, linears, record, render
 from modernbert_fast.commands.models import (
     add_device_arguments,
     add_dtype_argument,
@@ -18,12 +18,12 @@ from modernbert_fast.commands.models import (
     load_tokenizer,
     positive,
 )
-from modernbert_fast.commands.parity import Parity, ParityError, parity_of_batch
-from modernbert_fast.timing import Arm, Measurement, interleave, machine_facts, write_json
+from modernbert_fast.commands.parity import ParityError, parity_of_batch
+from modernbert_fast.timing import Arm, interleave, machine_facts, write_json
 
 help = "time stock transformers against the accelerated model"
 
-STOCK, COMPILED, FAST, LINEARS = "transformers sdpa", "torch.compile", "modernbert_fast", "linears alone"
+COMPILED = "torch.compile"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.model or f'{args.preset}, random weights'}, {args.dtype} on {device}, {args.rounds} rounds",
         flush=True,
     )
-    print(HEADER)
+    print(header())
     try:
         for workload in chosen:
             result = measure(workload, model, fast, args.rounds, args.compile)
@@ -100,67 +100,13 @@ def measure(workload: workloads.Workload, model: Any, fast: Any, rounds: int, co
     inputs = pad(workload.ids(model.config.vocab_size), model.config.pad_token_id, model.device)
     parity = parity_of_batch(model, **inputs)
 
-    def forward(module: Any) -> torch.Tensor:
-        with torch.inference_mode():
-            return module(**inputs).last_hidden_state
-
-    arms = [Arm(STOCK, lambda: forward(model), lambda hidden: parity.yardstick(STOCK, hidden))]
+    arms = [Arm(STOCK, lambda: forward(model, inputs), lambda hidden: parity.yardstick(STOCK, hidden))]
     if compiled:
         module = torch.compile(model)
-        arms.append(Arm(COMPILED, lambda: forward(module), lambda hidden: parity.check(COMPILED, hidden)))
-    arms.append(Arm(FAST, lambda: forward(fast), lambda hidden: parity.check(FAST, hidden)))
+        arms.append(Arm(COMPILED, lambda: forward(module, inputs), lambda hidden: parity.check(COMPILED, hidden)))
+    arms.append(Arm(FAST, lambda: forward(fast, inputs), lambda hidden: parity.check(FAST, hidden)))
     arms.append(Arm(LINEARS, lambda: linears(fast, workload.tokens)))
-    measured = interleave(arms, rounds)
-    return {
-        "workload": workload.name,
-        "lengths": list(workload.lengths),
-        "tokens": workload.tokens,
-        "padding": workload.padding,
-        "error_limit": parity.limit,
-        "arms": [_arm(measurement, workload.tokens, measured, parity) for measurement in measured],
-    }
-
-
-def linears(model: Any, tokens: int) -> None:
-    """The limit: nothing but the encoder's matrix products, on as many packed rows as there are tokens."""
-    weight = model.layers[0].attn.Wo.weight
-    x = weight.new_ones(tokens, model.config.hidden_size)
-    h = weight.new_ones(tokens, model.config.intermediate_size)
-    with torch.inference_mode():
-        for layer in model.layers:
-            for linear in (layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi):
-                encoder.project(linear, x)
-            encoder.project(layer.mlp.Wo, h)
-
-
-def _arm(measurement: Measurement, tokens: int, measured: list[Measurement], parity: Parity) -> dict[str, Any]:
-    stock, limit = (next(m.median for m in measured if m.name == name) for name in (STOCK, LINEARS))
-    return {
-        **measurement.as_dict(),
-        "tokens_per_second": tokens / measurement.median,
-        "speedup": stock / measurement.median,
-        "share_of_limit": limit / measurement.median,
-        "max_error": parity.errors.get(measurement.name),
-    }
-
-
-HEADER = (
-    f"{'workload':<12} {'tokens':>6} {'pad':>4}  {'arm':<18} {'ms':>9} {'p20':>9} {'p80':>9} {'tokens/s':>9}"
-    f" {'x stock':>8} {'of limit':>8} {'peak MiB':>8} {'error':>8}"
-)
-
-
-def render(result: dict[str, Any]) -> str:
-    """One workload as lines under HEADER."""
-    lines = []
-    for arm in result["arms"]:
-        head = f"{result['workload']:<12} {result['tokens']:>6} {result['padding']:>4.0%}  {arm['name']:<18}"
-        times = " ".join(f"{arm[key] * 1e3:>9.1f}" for key in ("median", "p20", "p80"))
-        peak = "-" if arm["peak_bytes"] is None else f"{arm['peak_bytes'] / 2**20:.0f}"
-        error = "-" if arm["max_error"] is None else f"{arm['max_error']:.1e}"
-        ratios = f"{arm['speedup']:>7.2f}x {arm['share_of_limit']:>8.0%}"
-        lines.append(f"{head} {times} {arm['tokens_per_second']:>9.0f} {ratios} {peak:>8} {error:>8}")
-    return "\n".join(lines)
+    return record(workload, interleave(arms, rounds), parity)
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> str:
