@@ -5,6 +5,7 @@ A case is a problem with its bytes and flops (benchmarks/ops/bench_<op>.py); wha
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import re
@@ -15,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from modernbert_fast import dispatch, timing
+from modernbert_fast import dispatch, ops, timing
 from modernbert_fast.testing import Problem, assert_as_good_as, checks
 from modernbert_fast.testing.problems import Tensors
 
 FOLDER = Path(__file__).resolve().parent
-COPY, MATMUL = "limit: copy", "limit: matmul"
-COPY_BYTES, MATMUL_SIDE = 2**27, 1024
+COPY, LINEAR, OWN_LINEAR = "limit: copy", "limit: F.linear", "limit: ops.linear"
+COPY_BYTES, LINEAR_SIDE = 2**27, 1024
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Case:
         problem: inputs, the public op and plain torch.
         bytes, flops: what the forward must at least move and multiply; a backward counts `backward` times as much.
         backward: 0 for the forward alone, else the share of both passes in units of the forward.
+        large: too much work for the reference row, where another serves.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Case:
     bytes: int
     flops: int = 0
     backward: float = 0.0
+    large: bool = False
 
     @property
     def cost(self) -> tuple[float, float]:
@@ -56,22 +60,33 @@ def both(name: str, problem: Problem, bytes: int, flops: int = 0, backward: floa
     ]
 
 
-def cases(op: str, device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """The cases of one op at the size of the device."""
+def rows_beyond_cache(bytes_per_row: int) -> int:
+    """How many rows it takes to move as much as the copy that sets the limit."""
+    return COPY_BYTES // bytes_per_row
+
+
+def cases(op: str, device: torch.device, dtype: torch.dtype, large: bool = False) -> list[Case]:
+    """The cases of one op at the size of the device, or its large ones, if it has any."""
     sys.path.insert(0, str(FOLDER / "ops"))
     try:
         module = importlib.import_module(f"bench_{op}")
     finally:
         sys.path.remove(str(FOLDER / "ops"))
+    if large:
+        return list(module.large_cases(dtype, device)) if hasattr(module, "large_cases") else []
     tokens = 512 if dispatch.host_readable(torch.empty(0, device=device)) else 16384
     return list(module.cases(tokens, dtype, device))
 
 
 def arms(case: Case, compiled: bool = False) -> Iterator[timing.Arm]:
     """Every row that serves the case, torch, and torch.compile on request; each checks itself before it is timed."""
+    found = 0
     for row in dispatch.TABLE[case.problem.op]:
+        if case.large and found and row.backend == "reference":
+            continue
         try:
             yield arm(case, row.backend)
+            found += 1
         except dispatch.NoBackend:
             continue
     yield arm(case, "torch")
@@ -106,20 +121,29 @@ def arm(case: Case, name: str) -> timing.Arm:
 
 
 def limits(device: torch.device, dtype: torch.dtype) -> list[timing.Arm]:
-    """What the machine can do: a copy larger than its caches, and a square product."""
+    """What the machine can do: a copy larger than its caches, and a square product by torch and by our own row."""
     source = torch.ones(COPY_BYTES // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    square = torch.ones(MATMUL_SIDE, MATMUL_SIDE, dtype=dtype, device=device)
-    return [timing.Arm(COPY, lambda: target.copy_(source)), timing.Arm(MATMUL, lambda: square @ square)]
+    square = torch.ones(LINEAR_SIDE, LINEAR_SIDE, dtype=dtype, device=device)
+    return [
+        timing.Arm(COPY, lambda: target.copy_(source)),
+        timing.Arm(LINEAR, lambda: F.linear(square, square)),
+        timing.Arm(OWN_LINEAR, lambda: ops.linear(square, square)),
+    ]
 
 
 def measure(case: Case, rounds: int = 5, compiled: bool = False) -> list[dict[str, Any]]:
-    """One record an arm: median, spread, rates, and the share of the measured limit that it reaches."""
+    """One record an arm: median, spread, rates, the shares of the measured limits that it reaches, times torch's.
+
+    The limit of products is the better of F.linear and ops.linear.
+    """
     problem = case.problem
     measured = timing.interleave([*limits(problem.device, problem.dtype), *arms(case, compiled)], rounds, warmup=2)
-    copy, matmul, *rest = measured
+    copy, linear, own_linear, *rest = measured
     bytes, flops = case.cost
-    least = max(bytes * copy.median / COPY_BYTES, flops * matmul.median / (2 * MATMUL_SIDE**3))
+    at_copy = bytes * copy.median / COPY_BYTES
+    at_linear = flops * min(linear.median, own_linear.median) / (2 * LINEAR_SIDE**3)
+    torch_median = next(taken.median for taken in rest if taken.name == "torch")
     return [
         {
             "op": problem.op,
@@ -132,12 +156,25 @@ def measure(case: Case, rounds: int = 5, compiled: bool = False) -> list[dict[st
             "p80_us": taken.p80 * 1e6,
             "gb_s": bytes / taken.median / 1e9,
             "gflop_s": flops / taken.median / 1e9,
-            "share_of_limit": least / taken.median,
+            "times_torch": torch_median / taken.median,
+            "share_of_copy": at_copy / taken.median,
+            "share_of_linear": at_linear / taken.median,
+            "share_of_limit": max(at_copy, at_linear) / taken.median,
             "limit_copy_gb_s": COPY_BYTES / copy.median / 1e9,
-            "limit_matmul_gflop_s": 2 * MATMUL_SIDE**3 / matmul.median / 1e9,
+            "limit_linear_gflop_s": 2 * LINEAR_SIDE**3 / linear.median / 1e9,
+            "limit_own_linear_gflop_s": 2 * LINEAR_SIDE**3 / own_linear.median / 1e9,
         }
         for taken in rest
     ]
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed, as a model's allocations find it; else results beyond 32 MiB are page faults."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD in malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def machine() -> str:

@@ -1,6 +1,10 @@
-"""Times ops and writes benchmarks/results/<machine>/ops.json: python benchmarks/run.py [op ...] [--compile]."""
+"""Times ops and writes benchmarks/results/<machine>/ops-<dtype>.json: python benchmarks/run.py [op ...] [--large].
+
+python benchmarks/run.py models/NAME ... runs benchmarks/models/NAME.py instead.
+"""
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,27 +17,36 @@ from modernbert_fast import dispatch, timing
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1].startswith("models/"):
+        importlib.import_module(sys.argv[1].replace("/", ".")).main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ops", nargs="*", default=list(dispatch.TABLE), help="all when none is named")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--large", action="store_true", help="the cases beyond the cache and at 8,192 tokens instead")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of plain torch")
     parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype or ("bfloat16" if torch.cuda.is_available() else "float32"))
+    harness.keep_freed_memory()
+    facts = timing.machine_facts()  # now: the checkout may change while this runs
     records = []
     for op in args.ops:
-        for case in harness.cases(op, device, dtype):
+        for case in harness.cases(op, device, dtype, args.large):
             print(f"{op}: {case.name}", flush=True)
             for record in harness.measure(case, args.rounds, args.compile):
                 records.append(record)
                 print(
                     f"  {record['arm']:<14} {record['median_us']:>10.1f} us  {record['gb_s']:>8.1f} GB/s"
-                    f"  {record['gflop_s']:>9.1f} GFLOP/s  {record['share_of_limit']:>6.1%} of the limit",
+                    f"  {record['gflop_s']:>9.1f} GFLOP/s  {record['share_of_copy']:>6.1%} of copy"
+                    f"  {record['share_of_linear']:>6.1%} of linear  {record['times_torch']:>6.2f}x torch",
                     flush=True,
                 )
-    path = harness.FOLDER / "results" / harness.machine() / f"ops-{str(dtype).removeprefix('torch.')}.json"
-    timing.write_json(path, {"machine": timing.machine_facts(), "records": records})
+    name = f"ops{'-large' if args.large else ''}-{str(dtype).removeprefix('torch.')}.json"
+    path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
+    timing.write_json(path, {"machine": facts, "records": records})
     print(path)
 
 
