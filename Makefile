@@ -5,6 +5,7 @@
 #   test       lint, then the tests
 #   lint       ruff, mypy, clang-format, the rules of tools/lint.py
 #   bench      the benchmark suite in small sizes
+#   bench-rivals   installs ONNX Runtime and OpenVINO too, then the encoder against them all (takes an hour)
 #   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass
 #   test-emulated  the op tests on the loops of instruction sets that this machine lacks, in plain C++
 #   test-sanitize  the op tests under ASan with UBSan, TSan and glibc's heap checks (GCC; ten minutes or so)
@@ -27,7 +28,7 @@ NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find modernbert_fast kernels -name '*.py')
 export PATH := $(BIN):$(PATH)
 
-.PHONY: build demo test lint bench test-gpu bench-gpu test-abi test-emulated test-sanitize clean
+.PHONY: build demo test lint bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -65,6 +66,16 @@ test: lint
 
 bench: build
 	@$(BIN)/python -m pytest -q benchmarks
+	@$(BIN)/python benchmarks/run.py models/encoder --workloads 1x64 --output build
+
+$(VENV)/.rivals: $(VENV)/.packages benchmarks/requirements.txt
+	@echo "installing the rivals into $(VENV)"
+	@$(PIP) -r benchmarks/requirements.txt
+	@touch $@
+
+bench-rivals: build $(VENV)/.rivals
+	@$(BIN)/python benchmarks/run.py models/encoder --dtype float32 --compile
+	@$(BIN)/python benchmarks/run.py models/encoder --dtype bfloat16 --compile
 
 test-gpu: build
 	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'no GPU that torch can use')"

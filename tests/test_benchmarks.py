@@ -1,0 +1,103 @@
+"""benchmarks/: every piece runs on a tiny model, with none of the rivals' packages installed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modernbert_fast.commands.models import load_pair
+from modernbert_fast.commands.workloads import Workload
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
+ROOT = Path(__file__).resolve().parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
+
+
+@pytest.fixture
+def options(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    return ["--model", str(tiny_checkpoint), "--threads", "1", "--output", str(tmp_path)]
+
+
+@pytest.fixture
+def pair(tiny_checkpoint: Path) -> tuple:
+    return load_pair(argparse.Namespace(model=str(tiny_checkpoint), dtype="float32"), CPU)
+
+
+def test_encoder_says_what_is_missing(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from models import encoder
+
+    encoder.main([*options, "--workloads", "2x16", "--rounds", "1", "--dtype", "bfloat16"])
+    (result,) = json.loads((tmp_path / "encoder-bfloat16.json").read_text())["results"]
+    errors = {arm["name"]: arm["max_error"] for arm in result["arms"]}
+    limits = ["linears alone", "F.linear alone"]
+    assert list(errors) == ["transformers sdpa", "transformers sdpa float32", "modernbert_fast", *limits]
+    assert errors["modernbert_fast"] <= result["error_limit"]
+    runtimes = [f"{name} {dtype}" for dtype in ("bfloat16", "float32") for name in ("onnxruntime", "openvino")]
+    assert list(result["missing"]) == runtimes
+    assert "onnx" in result["missing"]["openvino float32"]
+    assert "bfloat16 kernels" in result["missing"]["onnxruntime bfloat16"]
+    assert "missing: openvino float32" in capsys.readouterr().out
+
+
+def test_encoder_times_rivals_text_by_text_and_never_a_wrong_one(pair: tuple, tmp_path: Path) -> None:
+    from models import encoder
+
+    stock, fast = pair
+    right = encoder.contenders(stock, tmp_path, compiled=False, threads=1)[0]
+    wrong = encoder.Rival("wrong", lambda masked: lambda inputs: stock(**inputs).last_hidden_state + 1)
+    broken = encoder.Rival("broken", lambda masked: 1 / 0, any_shape=False)
+    result = encoder.measure(Workload("ragged", (5, 9)), stock, fast, [right, wrong, broken], rounds=1)
+    assert set(result["missing"]) == {"wrong", "wrong, singly", "broken"}
+    assert "beyond" in result["missing"]["wrong"] and "ZeroDivisionError" in result["missing"]["broken"]
+    assert result["ratios"]["best rival / ours"]["name"] == "transformers sdpa"
+    assert result["ratios"]["best rival, singly / ours"]["name"] == "transformers sdpa float32, singly"
+
+
+def test_memory(options: list[str], tmp_path: Path) -> None:
+    from models import memory
+
+    memory.main([*options, "--lengths", "32", "--stock-up-to", "0"])
+    (record,) = json.loads((tmp_path / "memory-float32.json").read_text())["records"]
+    assert (record["arm"], record["tokens"]) == ("modernbert_fast", 32) and set(record) >= {"first", "kept", "second"}
+
+
+def test_breakdown_adds_up(pair: tuple) -> None:
+    from models import breakdown
+
+    result = breakdown.measure(Workload("2x16", (16, 16)), pair[1], rounds=2)
+    calls = {op["op"]: op["calls_per_layer"] for op in result["ops"]}
+    assert calls["linear_forward"] == 4 and calls["attention_forward"] == 1 and calls["geglu_forward"] == 1
+    assert sum(op["share"] for op in result["ops"]) == pytest.approx(1)
+    assert "linear_forward" in breakdown.render(result)
+
+
+@pytest.mark.parametrize("op", ["attention", "geglu", "layer_norm", "maxsim"])
+def test_large_cases_ask_for_the_forward_alone(op: str) -> None:
+    import harness
+
+    cases = harness.cases(op, CPU, torch.float32, large=True)
+    assert cases
+    for case in cases:
+        assert case.large and not case.problem.grads and case.problem.op == op and case.cost[0] > 0
+
+
+def test_harness_measures_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+
+    monkeypatch.setattr(harness, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(harness, "LINEAR_SIDE", 64)
+    records = harness.measure(harness.cases("pooling", CPU, torch.float32)[0], rounds=1)
+    assert len(records) > 1 and records[-1]["arm"] == "torch" and records[-1]["times_torch"] == 1
+    assert all(record["share_of_limit"] > 0 for record in records)
