@@ -28,7 +28,9 @@ Tensor geglu_forward(const Tensor& x_in) {
   args.x_stride = x.stride(0);
   args.y = y.mutable_data_ptr();
   args.F = F;
-  parallel_rows(T, 2 * F, [&](index_t begin, index_t end) { loops().geglu_forward(args, begin, end); });
+
+  GegluForward* const loop = loops().geglu_forward;
+  parallel_rows(T, 2 * F, [&](index_t begin, index_t end) { loop(args, begin, end); });
   return y;
 }
 
@@ -49,7 +51,9 @@ Tensor geglu_backward(const Tensor& dy_in, const Tensor& x_in) {
   args.x_stride = x.stride(0);
   args.dx = dx.mutable_data_ptr();
   args.F = F;
-  parallel_rows(T, 2 * F, [&](index_t begin, index_t end) { loops().geglu_backward(args, begin, end); });
+
+  GegluBackward* const loop = loops().geglu_backward;
+  parallel_rows(T, 2 * F, [&](index_t begin, index_t end) { loop(args, begin, end); });
   return dx;
 }
 

@@ -49,9 +49,9 @@ std::tuple<Tensor, Tensor> pooling_forward(const Tensor& x_in, const Tensor& cu_
   args.C = C;
   args.mean = is_mean(mode);
   args.normalize = normalize;
-  parallel_texts(B, x.size(0), C, [&](index_t begin, index_t end, float* scratch) {
-    loops().pooling_forward(args, begin, end, scratch);
-  });
+
+  PoolingForward* const loop = loops().pooling_forward;
+  parallel_texts(B, x.size(0), C, [&](index_t begin, index_t end, float* scratch) { loop(args, begin, end, scratch); });
   return {y, norm};
 }
 
@@ -83,9 +83,9 @@ Tensor pooling_backward(const Tensor& dy_in, const Tensor& y_in, const Tensor& n
   args.C = C;
   args.mean = is_mean(mode);
   args.normalize = normalize;
-  parallel_texts(B, T, C, [&](index_t begin, index_t end, float* scratch) {
-    loops().pooling_backward(args, begin, end, scratch);
-  });
+
+  PoolingBackward* const loop = loops().pooling_backward;
+  parallel_texts(B, T, C, [&](index_t begin, index_t end, float* scratch) { loop(args, begin, end, scratch); });
   return dx;
 }
 

@@ -29,7 +29,9 @@ Tensor rope_forward(const Tensor& qkv_in, const Tensor& positions_in, const Tens
   args.y = y.mutable_data_ptr();
   args.H = H;
   args.D = D;
-  parallel_rows(T, 3 * H * D, [&](index_t begin, index_t end) { loops().rope(args, begin, end); });
+
+  Rope* const loop = loops().rope;
+  parallel_rows(T, 3 * H * D, [&](index_t begin, index_t end) { loop(args, begin, end); });
   return y;
 }
 

@@ -1,5 +1,7 @@
 """GeGLU: every tail, both halves, large and special values."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -28,6 +30,22 @@ def test_special_values(backend, device, dtype):
     special = torch.tensor([0.0, -0.0, 1e-7, -3.0, 6.0, -9.0, 40.0, -40.0, 6e4, -6e4, float("nan")], device=device)
     pairs = torch.cartesian_prod(special, torch.tensor([0.0, 1.0, -2.0], device=device)).T.reshape(1, -1)
     checks.check_accuracy(problems.geglu(1, 33, dtype, device).but(draw=lambda draw: {"x": pairs.to(draw.dtype)}))
+
+
+@pytest.mark.parametrize("low, high", itertools.pairwise([-200, -13, -6, -3, -1, -0.1, 0.1, 1, 3, 6, 13, 200]))
+def test_every_stretch_of_the_curve(backend, device, dtype, low, high):
+    """The error rule on each stretch by itself: errors of small results do not hide behind large ones."""
+    a = torch.linspace(low, high, 20000, device=device)
+    x = torch.cat([a, torch.ones_like(a)])[None]
+    checks.check_accuracy(problems.geglu(1, a.numel(), dtype, device).but(draw=lambda draw: {"x": x.to(draw.dtype)}))
+
+
+def test_infinities(backend, device, dtype):
+    """Infinity, -infinity times 0 and NaN are as in the reference, forward and backward."""
+    special = torch.tensor([float("inf"), float("-inf"), float("nan"), 0.0, 1.0, -1.0], device=device)
+    pairs = torch.cartesian_prod(special, special).T.reshape(1, -1)
+    problem = problems.geglu(1, 36, dtype, device).but(draw=lambda draw: {"x": pairs.to(draw.dtype)})
+    checks.check_accuracy(problem)
 
 
 def test_leading_dimensions(backend, device, dtype):
