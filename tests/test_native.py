@@ -197,6 +197,21 @@ def test_results_do_not_depend_on_threads():
         assert torch.equal(one, many)
 
 
+@pytest.mark.parametrize("C", [768, 769])
+def test_results_larger_than_the_caches_are_the_same(C):
+    """Such results are written past the caches, where their rows are aligned."""
+    torch.manual_seed(0)
+    x, residual = torch.randn(6000, C), torch.randn(6000, C)
+    assert x.nbytes > 2**24
+    for others in ([None], [residual]):
+        whole = ops.layer_norm_forward(x, *others, None, None, EPS)[0]
+        parts = [
+            ops.layer_norm_forward(x[rows], *(o if o is None else o[rows] for o in others), None, None, EPS)[0]
+            for rows in (slice(0, 2500), slice(2500, 6000))
+        ]
+        assert torch.equal(whole, torch.cat(parts))
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
 def test_padding_plan(dtype):
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 0, 1, 0, 1], [0] * 5, [1] * 5]).to(dtype)
@@ -253,6 +268,15 @@ def tiles(starts, total, rows=16, dtype=torch.int32):
     return ops.padding_tiles(torch.tensor(starts, dtype=dtype), total, rows)
 
 
+def rope(positions, half=2):
+    table = torch.ones(3, half)
+    return ops.rope_forward(torch.ones(len(positions), 3, 1, 4), torch.tensor(positions), table, table)
+
+
+def pool(starts, mode="mean"):
+    return ops.pooling_forward(X, torch.tensor(starts, dtype=torch.int32), mode, False)
+
+
 BAD_CALLS = [
     (ValueError, r"x must have 2 dimensions, got shape \(12,\)", lambda: norm(X[0])),
     (ValueError, "x must be float32, bfloat16, float16, got float64", lambda: norm(X.double())),
@@ -275,6 +299,14 @@ BAD_CALLS = [
     (ValueError, "must end at total = 9, got 4", lambda: tiles([0, 4], 9)),
     (ValueError, "cu_seqlens must be int32, got int64", lambda: tiles([0, 4], 4, dtype=torch.int64)),
     (ValueError, "rows must be at least 1, got 0", lambda: tiles([0, 4], 4, rows=0)),
+    (ValueError, r"two halves and must be even, got shape \(5, 11\)", lambda: ops.geglu_forward(X[:, 1:])),
+    (ValueError, r"dy must be \(T, F\) = \(5, 6\), got \(5, 12\)", lambda: ops.geglu_backward(X, X)),
+    (ValueError, "dy must be float32, got float16", lambda: ops.geglu_backward(X[:, :6].half(), X)),
+    (IndexError, r"positions\[1\] = 3 is outside \[0, 3\)", lambda: rope([0, 3])),
+    (IndexError, r"positions\[0\] = -1 ", lambda: rope([-1, 0])),
+    (ValueError, r"cos must be \(P, D / 2\) = \(3, 2\), got \(3, 3\)", lambda: rope([0, 1], half=3)),
+    (ValueError, "must end at total = 5, got 4", lambda: pool([0, 4])),
+    (ValueError, "mode must be one of cls, mean, got 'max'", lambda: pool([0, 5], "max")),
 ]
 
 
@@ -293,7 +325,14 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     x, dy = (torch.from_numpy(data[name]).to(dtype) for name in ("x", "dy"))
     y, sum, mean, rstd = ops.layer_norm_forward(x, dy, None, None, 1e-5)
     dx, _, dbias = ops.layer_norm_backward(dy, None, sum, None, True, mean, rstd)
-    for name, value in dict(y=y, sum=sum, dx=dx, dbias=dbias).items():
+    x, dy = x[:8, :332], dy[:8, :166]
+    gated, dgated = ops.geglu_forward(x), ops.geglu_backward(dy, x)
+    tables = torch.linspace(0, 3, 83).cos().expand(4, 83), torch.linspace(0, 3, 83).sin().expand(4, 83)
+    rotated = ops.rope_forward(x[:4].reshape(4, 1, 2, 166).expand(4, 3, 2, 166), torch.arange(4), *tables)
+    pooled, norm = ops.pooling_forward(dy, torch.tensor([0, 3, 3, 8], dtype=torch.int32), "mean", True)
+    for name, value in dict(
+        y=y, sum=sum, dx=dx, dbias=dbias, gated=gated, dgated=dgated, rotated=rotated, pooled=pooled, norm=norm
+    ).items():
         results[f"{name}-{dtype}"] = value.float().numpy()
 numpy.savez(sys.argv[2], **results)
 """

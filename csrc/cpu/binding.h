@@ -103,6 +103,14 @@ class RotaryTables {
   Tensor positions_, cos_, sin_;
 };
 
+/// Whether x is so large that what is written first is gone from the caches before anyone reads it.
+inline bool outgrows_caches(const Tensor& x) {
+  // Half of the last-level cache that one core of a Zen reaches. Asking the system is no help: it adds up the caches
+  // of cores that do not share them.
+  constexpr int64_t kBytes = 16 << 20;
+  return x.numel() * static_cast<int64_t>(x.element_size()) > kBytes;
+}
+
 /// Uninitialised floats on a cache line boundary: scratch of one thread.
 class Scratch {
  public:

@@ -82,6 +82,7 @@ Result forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::
   args.rstd = float_data(rstd);
   args.C = C;
   args.eps = static_cast<float>(eps);
+  args.stream = outgrows_caches(y);
 
   LayerNormForward* const loop = loops().layer_norm_forward;
   parallel_rows(T, C,

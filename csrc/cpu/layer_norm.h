@@ -21,6 +21,7 @@ struct LayerNormForwardArgs {
   float* rstd;          // (T,)
   index_t C;
   float eps;
+  bool stream;  // y is larger than the caches
 };
 
 struct LayerNormBackwardArgs {

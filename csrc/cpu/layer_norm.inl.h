@@ -26,8 +26,11 @@ void layer_norm_forward_as(const LayerNormForwardArgs& a, index_t begin, index_t
   const index_t C = a.C;
   const float* const weight = a.weight;
   const float* const bias = a.bias;
+  const bool stream = a.stream && can_stream(static_cast<Y*>(a.y), C);
+  const auto x_row = [&](index_t t) { return static_cast<const X*>(a.x) + (a.ids ? a.ids[t] : t) * a.x_stride; };
   for (index_t t = begin; t < end; ++t) {
-    const X* x = static_cast<const X*>(a.x) + (a.ids ? a.ids[t] : t) * a.x_stride;
+    const X* x = x_row(t);
+    const X* next_x = x_row(t + 1 < end ? t + 1 : t);
     const R* residual = a.residual ? static_cast<const R*>(a.residual) + t * a.residual_stride : nullptr;
     R* sum = a.residual ? static_cast<R*>(a.sum) + t * C : nullptr;
     Y* y = static_cast<Y*>(a.y) + t * C;
@@ -37,8 +40,12 @@ void layer_norm_forward_as(const LayerNormForwardArgs& a, index_t begin, index_t
     // The fp32 mean of an offset row is off by an ulp of the offset, which can exceed the spread: correct it.
     const Vec mean_v = splat(mean);
     Sum centred;
-    for_row(C, [&](index_t c, auto lanes, int u)
-                   MODERNBERT_FAST_LAMBDA { centred.part[u] += keep(load(row + c) - mean_v, lanes); });
+    for_row(C, [&](index_t c, auto lanes, int u) MODERNBERT_FAST_LAMBDA {
+      // The next row arrives while this one is worked on in L1.
+      __builtin_prefetch(next_x + c);
+      if constexpr (!is_same<R, NoResidual>) __builtin_prefetch(residual + a.residual_stride + c);
+      centred.part[u] += keep(load(row + c) - mean_v, lanes);
+    });
     const float correction = centred.total() / C;
 
     // From run to run in fp64: one fp32 sum of thousands of squares is off by several last places of rstd.
@@ -59,12 +66,13 @@ void layer_norm_forward_as(const LayerNormForwardArgs& a, index_t begin, index_t
     const Vec rstd_v = splat(rstd);
     for_row(C, [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
       const Vec normed = load(row + c) * rstd_v;
-      store(y + c, normed * load(weight + c, lanes) + load(bias + c, lanes), lanes);
+      store(y + c, normed * load(weight + c, lanes) + load(bias + c, lanes), lanes, stream);
     });
 
     a.mean[t] = mean + correction;
     a.rstd[t] = rstd;
   }
+  if (stream) end_of_stream();
 }
 
 void layer_norm_forward(const LayerNormForwardArgs& a, index_t begin, index_t end, float* scratch) {

@@ -81,7 +81,7 @@ MODERNBERT_FAST_INLINE void write_row(const LinearArgs& a, const float* sum, ind
     if constexpr (kGlu) {
       Vec gate = load(sum + kLanes + c);
       if (bias) gate += load(bias + a.N + first + c, lanes);
-      value = value * normal_cdf(value) * gate;
+      value = gelu_of(value).value * gate;
     }
     store(y + c, value, lanes);
   });

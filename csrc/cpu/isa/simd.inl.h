@@ -196,6 +196,44 @@ MODERNBERT_FAST_INLINE void store(T* p, Vec v, Partial lanes) {
   __builtin_memcpy(p, buffer, lanes.n * sizeof(T));
 }
 
+// ---- results larger than the caches: written past them, since nobody would find them there again
+
+/// Whether each full vector of rows of C elements at p is aligned, as such stores require; fp32 only.
+template <class T>
+MODERNBERT_FAST_INLINE bool can_stream(const T* p, index_t C) {
+#if defined(__x86_64__)
+  return is_same<T, float> && reinterpret_cast<uintptr_t>(p) % sizeof(Vec) == 0 && C % kLanes == 0;
+#else
+  return false;
+#endif
+}
+
+/// With stream, p must be as can_stream asks, and end_of_stream must follow.
+template <class T, class Lanes>
+MODERNBERT_FAST_INLINE void store(T* p, Vec v, Lanes lanes, [[maybe_unused]] bool stream) {
+#if defined(__x86_64__)
+  if constexpr (is_same<T, float> && is_same<Lanes, Full>) {
+    if (stream) {
+#if defined(__AVX512F__)
+      return _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+      return _mm256_stream_ps(p, v);
+#else
+      return _mm_stream_ps(p, v);
+#endif
+    }
+  }
+#endif
+  store(p, v, lanes);
+}
+
+/// What was streamed is visible to other threads after this.
+MODERNBERT_FAST_INLINE void end_of_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 /// Zeroes the lanes out of use.
 MODERNBERT_FAST_INLINE Vec keep(Vec v, Full) { return v; }
 MODERNBERT_FAST_INLINE Vec keep(Vec v, Partial lanes) {
