@@ -45,4 +45,11 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
       "attention_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse,"
       " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
       " Tensor tiles, int max_seqlen, int window, float scale) -> Tensor");
+
+  m.def(
+      "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise)"
+      " -> (Tensor scores, Tensor argmax)");
+  m.def(
+      "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
+      " bool pairwise) -> (Tensor dq, Tensor dd)");
 }

@@ -143,7 +143,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
-    "maxsim": (_REFERENCE,),
+    "maxsim": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
+        _REFERENCE,
+    ),
     "cross_entropy": (_REFERENCE,),
 }
 

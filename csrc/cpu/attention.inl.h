@@ -5,8 +5,6 @@
 constexpr index_t kKeyStep = 256;
 static_assert(kKeyStep % kTileColumns == 0, "a step is whole panels");
 
-MODERNBERT_FAST_INLINE index_t whole_tiles(index_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
-
 AttentionScratch attention_scratch(index_t D, index_t longest) {
   const index_t wide = whole_tiles(D), keys = whole_tiles(longest);
   return {

@@ -1,5 +1,7 @@
 """MaxSim: ragged queries and documents, empty ones, the winners, no padding in the score."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -36,6 +38,73 @@ def test_pairwise(backend, device, dtype, queries, documents, D):
 def test_isolation(backend, device, dtype):
     lengths = (65, 1, 64, 130)
     checks.check_isolation(problems.maxsim((3, 5, 32, 7), lengths, 33, dtype, device, pairwise=True))
+
+
+def test_alone_as_in_any_batch(backend, device, dtype):
+    """A score's bits and winners do not depend on the other queries and documents, nor on the place among them."""
+    queries, documents, D = (5, 0, 32, 7, 300), (1, 130, 0, 97, 300), 40
+    q, d, cu_queries, cu_documents = problems.maxsim(queries, documents, D, dtype, device).inputs().values()
+    scores, argmax = ops.maxsim(q, d, cu_queries, cu_documents, return_argmax=True)
+    pairs = ops.maxsim(q, d, cu_queries, cu_documents, pairwise=True)
+    q_bounds, d_bounds = cu_queries.tolist(), cu_documents.tolist()
+    for i, (q_start, q_end) in enumerate(itertools.pairwise(q_bounds)):
+        for j, (d_start, d_end) in enumerate(itertools.pairwise(d_bounds)):
+            one = [torch.tensor([0, n], dtype=torch.int32, device=device) for n in (q_end - q_start, d_end - d_start)]
+            alone, winners = ops.maxsim(q[q_start:q_end], d[d_start:d_end], *one, return_argmax=True)
+            assert_same_bits(alone[0, 0], scores[i, j], f"query {i}, document {j}")
+            expected = argmax[q_start:q_end, j] - (d_start if d_end > d_start else 0)
+            assert torch.equal(winners[:, 0], expected)
+        assert_same_bits(pairs[i], scores[i, i], f"pair {i}")
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_results_do_not_depend_on_threads(backend, device, dtype, keep_threads, pairwise):
+    if backend == "reference":
+        pytest.skip("torch may split its own products by threads")
+    lengths = tuple((31 * i) % 257 for i in range(12))
+    problem = problems.maxsim((17,) * 12, lengths, 64, dtype, device, pairwise=pairwise)
+    torch.set_num_threads(1)
+    one = checks.evaluate(problem.run, problem.inputs(), problem.grads)
+    torch.set_num_threads(2)
+    for name, got in checks.evaluate(problem.run, problem.inputs(), problem.grads).items():
+        assert_same_bits(got, one[name], name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_lengths(backend, device, dtype, seed):
+    draw = torch.Generator().manual_seed(seed)
+
+    def lengths(count, longest):
+        return tuple(torch.randint(0, longest, (count,), generator=draw).tolist())
+
+    D = int(torch.randint(1, 600, (), generator=draw))
+    checks.check_accuracy(problems.maxsim(lengths(6, 60), lengths(9, 250), D, dtype, device), memory.LAYOUTS[seed])
+
+
+def test_ties_and_nan(backend, device, dtype):
+    """The first of equal maxima wins; a NaN beats every number and shows in the score."""
+    d = torch.zeros(200, 3, dtype=dtype, device=device)
+    d[[70, 130, 199]] = 1
+    q = torch.ones(2, 3, dtype=dtype, device=device)
+    one = torch.tensor([0, 2], dtype=torch.int32, device=device)
+    two = torch.tensor([0, 100, 200], dtype=torch.int32, device=device)
+    scores, argmax = ops.maxsim(q, d, one, two, return_argmax=True)
+    assert scores.tolist() == [[6.0, 6.0]] and argmax.tolist() == [[70, 130]] * 2
+    d[[110, 150]] = float("nan")
+    scores, argmax = ops.maxsim(q, d, one, two, return_argmax=True)
+    assert scores[0, 0] == 6 and scores[0, 1].isnan() and argmax.tolist() == [[70, 110]] * 2
+
+
+def test_gradient_of_one_winner_for_many(backend, device, dtype):
+    """Every query token of every query chooses the same document token: its gradient is their sum."""
+    problem = problems.maxsim((3, 40, 5), (4,), 8, dtype, device)
+    inputs = {**problem.inputs(), "d": torch.zeros(4, 8, dtype=dtype, device=device)}
+    inputs = {name: x.requires_grad_() if name in problem.grads else x for name, x in inputs.items()}
+    ops.maxsim(**inputs).backward(torch.tensor([[1.0], [-2.0], [0.5]], device=device))
+    parts = inputs["q"].detach().double().split([3, 40, 5])
+    expected = sum(weight * part.sum(0) for weight, part in zip((1, -2, 0.5), parts, strict=True))
+    torch.testing.assert_close(inputs["d"].grad[0], expected.to(dtype))
+    assert not inputs["d"].grad[1:].any() and not inputs["q"].grad.any()
 
 
 @pytest.mark.parametrize("pairwise", [False, True])

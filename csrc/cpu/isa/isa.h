@@ -7,6 +7,7 @@
 #include "../geglu.h"
 #include "../layer_norm.h"
 #include "../linear.h"
+#include "../maxsim.h"
 #include "../padding.h"
 #include "../pooling.h"
 #include "../rope.h"
@@ -33,6 +34,11 @@ struct Loops {
   Rope* rope;
   PoolingForward* pooling_forward;
   PoolingBackward* pooling_backward;
+  MaxSimScratchSize* maxsim_scratch;
+  MaxSimPack* maxsim_pack;
+  MaxSimForward* maxsim_forward;
+  MaxSimQueryGradient* maxsim_query_gradient;
+  MaxSimDocumentGradient* maxsim_document_gradient;
 };
 
 struct Isa {

@@ -26,6 +26,7 @@ namespace {
 #include "../rope.inl.h"
 #include "../pooling.inl.h"
 #include "../attention.inl.h"
+#include "../maxsim.inl.h"
 // clang-format on
 
 }  // namespace
@@ -50,6 +51,11 @@ const Loops kLoops = {
     rope,
     pooling_forward,
     pooling_backward,
+    maxsim_scratch,
+    maxsim_pack,
+    maxsim_forward,
+    maxsim_query_gradient,
+    maxsim_document_gradient,
 };
 
 }  // namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE

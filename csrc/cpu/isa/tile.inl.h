@@ -8,6 +8,8 @@ constexpr index_t kTileRows = 6;  // 12 of 16
 constexpr index_t kTileVecs = 2;
 constexpr index_t kTileColumns = kTileVecs * kLanes;
 
+MODERNBERT_FAST_INLINE index_t whole_tiles(index_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
+
 // A product says what its operands are made of: a of Elements, of which kPack at a time meet one lane of b.
 
 struct Fp32Product {

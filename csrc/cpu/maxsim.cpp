@@ -1,0 +1,158 @@
+// Late interaction: checks, allocation, the split among threads. The loops are in maxsim.inl.h.
+#include "maxsim.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "binding.h"
+#include "isa/isa.h"
+
+namespace modernbert_fast::cpu {
+
+namespace {
+
+constexpr index_t kGrain = 1 << 20;  // multiplications that are worth a thread
+
+/// The arguments that forward and backward share, checked.
+class Inputs {
+ public:
+  Inputs(const Tensor& q, const Tensor& d, const Tensor& cu_queries, const Tensor& cu_documents, bool pairwise)
+      : q_(checked_tokens(q, "q")),
+        d_(checked_tokens(d, "d")),
+        cu_queries_(checked_bounds(cu_queries, q.size(0))),
+        cu_documents_(checked_bounds(cu_documents, d.size(0))) {
+    check_shape(d, "d", {d.size(0), q.size(1)}, "(Td, D)");
+    check_same_device(d, "d", q, "q");
+    check_same_device(cu_queries, "cu_queries", q, "q");
+    check_same_device(cu_documents, "cu_documents", q, "q");
+    if (pairwise) check_shape(cu_documents, "cu_documents", {cu_queries.size(0)}, "(B + 1,) as cu_queries");
+    q_ = as_dtype(q_, ScalarType::Float);  // the small side: the loops convert documents alone
+    args_.dtype = loop_dtype(d_);
+    args_.q = static_cast<const float*>(q_.const_data_ptr());
+    args_.q_stride = q_.stride(0);
+    args_.d = d_.const_data_ptr();
+    args_.d_stride = d_.stride(0);
+    args_.cu_queries = static_cast<const int32_t*>(cu_queries_.const_data_ptr());
+    args_.cu_documents = static_cast<const int32_t*>(cu_documents_.const_data_ptr());
+    args_.queries = cu_queries_.size(0) - 1;
+    args_.documents = cu_documents_.size(0) - 1;
+    args_.D = q_.size(1);
+    args_.pairwise = pairwise;
+  }
+
+  const MaxSimArgs& args() const { return args_; }
+  /// A result for each of `rows`, queries or their tokens, and each document that they meet.
+  Tensor new_results(index_t rows, ScalarType dtype) const {
+    return args_.pairwise ? new_tensor({rows}, dtype) : new_tensor({rows, args_.documents}, dtype);
+  }
+  void check_results(const Tensor& x, const char* name, index_t rows, const char* shape) const {
+    args_.pairwise ? check_shape(x, name, {rows}, shape) : check_shape(x, name, {rows, args_.documents}, shape);
+  }
+  index_t query_tokens(index_t first, index_t last) const { return args_.cu_queries[last] - args_.cu_queries[first]; }
+  index_t document_tokens(index_t i) const { return args_.cu_documents[i + 1] - args_.cu_documents[i]; }
+
+ private:
+  static Tensor checked_tokens(const Tensor& x, const char* name) {
+    check_dim(x, name, 2);
+    check_dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+    return with_contiguous_rows(x);
+  }
+  Tensor q_, d_, cu_queries_, cu_documents_;
+  MaxSimArgs args_;
+};
+
+std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, const Tensor& cu_queries,
+                                          const Tensor& cu_documents, bool pairwise) {
+  const Inputs inputs(q, d, cu_queries, cu_documents, pairwise);
+  const MaxSimArgs& in = inputs.args();
+  Tensor scores = inputs.new_results(in.queries, ScalarType::Float);
+  Tensor argmax = inputs.new_results(q.size(0), ScalarType::Int);
+
+  const index_t width = loops().tile_columns;
+  std::vector<QueryGroup> groups;
+  index_t columns = 0, widest = 0;
+  for (index_t first = 0, last; first < in.queries; first = last) {
+    last = first + 1;
+    while (!pairwise && last < in.queries && inputs.query_tokens(first, last + 1) <= kQueryGroup) ++last;
+    groups.push_back({first, last, columns});
+    const index_t wide = (inputs.query_tokens(first, last) + width - 1) / width * width;
+    columns += wide;
+    widest = std::max(widest, wide);
+  }
+  const index_t G = static_cast<index_t>(groups.size());
+  const Scratch panels(columns * in.D);
+  const MaxSimForwardArgs args{in,
+                               groups.data(),
+                               G,
+                               panels.get(),
+                               static_cast<float*>(scores.mutable_data_ptr()),
+                               static_cast<int32_t*>(argmax.mutable_data_ptr())};
+  parallel_rows(G, columns * in.D / std::max<index_t>(G, 1),
+                [&](index_t begin, index_t end) { loops().maxsim_pack(args, begin, end); });
+  Costs costs;
+  for (index_t unit = 0; unit < maxsim_units(args); ++unit) {
+    const QueryGroup& group = groups[maxsim_group(args, unit)];
+    // One more, since an empty document has a score too.
+    costs.add(
+        inputs.query_tokens(group.first, group.last) * inputs.document_tokens(maxsim_document(args, unit)) * in.D + 1);
+  }
+  costs.parallel(kGrain, [&](index_t begin, index_t end) {
+    std::vector<int32_t> winners(widest);
+    loops().maxsim_forward(args, begin, end, Scratch(loops().maxsim_scratch(in, widest)).get(), winners.data());
+  });
+  return {scores, argmax};
+}
+
+std::tuple<Tensor, Tensor> maxsim_backward(const Tensor& dscores_in, const Tensor& q, const Tensor& d,
+                                           const Tensor& cu_queries, const Tensor& cu_documents,
+                                           const Tensor& argmax_in, bool pairwise) {
+  const Inputs inputs(q, d, cu_queries, cu_documents, pairwise);
+  const MaxSimArgs& in = inputs.args();
+  const index_t Tq = q.size(0), Td = d.size(0);
+  inputs.check_results(dscores_in, "dscores", in.queries, "(Bq, Bd), or (B,) pairwise");
+  inputs.check_results(argmax_in, "argmax", Tq, "(Tq, Bd), or (Tq,) pairwise");
+  check_dtype(argmax_in, "argmax", {ScalarType::Int});
+  check_same_device(dscores_in, "dscores", q, "q");
+  check_same_device(argmax_in, "argmax", q, "q");
+  const Tensor dscores = as_contiguous(as_dtype(dscores_in, ScalarType::Float)), argmax = as_contiguous(argmax_in);
+  Tensor dq = new_tensor({Tq, in.D}, ScalarType::Float);
+  Tensor dd = new_tensor({Td, in.D}, d.scalar_type());
+
+  std::vector<int32_t> query_of(Tq);
+  for (index_t query = 0; query < in.queries; ++query)
+    std::fill(query_of.begin() + in.cu_queries[query], query_of.begin() + in.cu_queries[query + 1],
+              static_cast<int32_t>(query));
+  const MaxSimBackwardArgs args{in,
+                                static_cast<const float*>(dscores.const_data_ptr()),
+                                static_cast<const int32_t*>(argmax.const_data_ptr()),
+                                query_of.data(),
+                                static_cast<float*>(dq.mutable_data_ptr()),
+                                dd.mutable_data_ptr()};
+  parallel_rows(Tq, maxsim_columns(in) * in.D,
+                [&](index_t begin, index_t end) { loops().maxsim_query_gradient(args, begin, end); });
+
+  Costs costs;
+  index_t longest = 0;
+  for (index_t i = 0; i < in.documents; ++i) {
+    longest = std::max(longest, inputs.document_tokens(i));
+    costs.add((inputs.document_tokens(i) + (pairwise ? inputs.query_tokens(i, i + 1) : Tq)) * in.D);
+  }
+  costs.parallel(kGrain, [&](index_t begin, index_t end) {
+    std::vector<int32_t> chains(longest + Tq);
+    loops().maxsim_document_gradient(args, begin, end, Scratch(in.D).get(), chains.data());
+  });
+  return {as_dtype(dq, q.scalar_type()), dd};
+}
+
+}  // namespace
+
+}  // namespace modernbert_fast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
+  using namespace modernbert_fast::cpu;
+  m.impl("maxsim_forward", TORCH_BOX(&maxsim_forward));
+  m.impl("maxsim_backward", TORCH_BOX(&maxsim_backward));
+}
