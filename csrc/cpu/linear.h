@@ -25,7 +25,7 @@ struct LinearArgs {
   index_t columns;  // of y that one unit of work makes, a multiple of kLinearColumns
 };
 
-static constexpr index_t kLinearRows = 96;     // of y that one unit makes: its block of a stays in the L2 cache
+static constexpr index_t kLinearRows = 48;     // of y that one unit makes: its block of a stays in the L2 cache
 static constexpr index_t kLinearColumns = 64;  // a multiple of the tile's columns on every instruction set
 
 /// Units of work, those with the same columns one after another.

@@ -20,8 +20,8 @@ struct Fp32Product {
   static MODERNBERT_FAST_INLINE Vec add(Vec a, Vec b, Vec sum) { return fused(a, b, sum); }
 };
 
-/// c[r][n] = (c[r][n] +) the sum over k < K of a[r][k] * b[k][n], in the order of k, for r < kRows and n < kTileColumns.
-/// Rows of a are a_stride apart and its columns a_step, in Elements; columns of b and c are contiguous.
+/// c[r][n] = (c[r][n] +) the sum over k < K of a[r][k] * b[k][n], in the order of k, for r < kRows and n <
+/// kTileColumns. Rows of a are a_stride apart and its columns a_step, in Elements; columns of b and c are contiguous.
 /// An element's sum does not depend on kRows, so a row of a product is the same in any company. What is accumulated
 /// joins last: sums of sums are more accurate than one long sum.
 template <class Product, index_t kRows>
