@@ -135,4 +135,5 @@ def attention(
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     if columns is not None and columns is positions:
         columns = columns.view_as(columns)  # torch.compile does not trace a Function that gets one tensor twice
-    return _Attention.apply(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale)[0]
+    run = _Attention.apply if torch.is_grad_enabled() else _forward
+    return run(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale)[0]
