@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
-  // Which loops the CPU operators run: "baseline", "avx2" or "avx512".
+  // Which loops the CPU operators run: "baseline", "avx2", "avx512", "avx512bf16" or "amx".
   m.def("cpu_isa() -> str");
   // Runs one kernel on x's device and returns the architecture it was compiled for, such as 800.
   m.def("cuda_build_probe(Tensor x) -> int");
