@@ -9,7 +9,6 @@
 #endif
 
 #include <algorithm>
-#include <memory>
 #include <new>
 #include <optional>
 #include <thread>
@@ -57,13 +56,14 @@ inline DType loop_dtype(const Tensor& x) {
   }
 }
 
-/// Asks for huge pages. glibc maps a block beyond 32 MiB afresh each time, and the first touch of 4 KiB pages then
-/// costs a quarter of the product that fills them (docs/decisions/0008).
+constexpr int64_t kAlwaysMapped = 32 << 20;  // bytes
+
+/// Asks for huge pages. glibc maps a block beyond 32 MiB afresh each time, and the kernel then clears it page by page
+/// at the first touch: a quarter of the time of the product that fills it (docs/decisions/0008).
 inline void want_huge_pages(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 4096;
-  constexpr int64_t kFromMapping = 32 << 20;
-  if (bytes <= kFromMapping) return;
+  if (bytes <= kAlwaysMapped) return;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
@@ -76,12 +76,14 @@ inline void want_huge_pages(void* data, int64_t bytes) {
 inline Tensor new_tensor(const int64_t* sizes, int64_t dim, ScalarType dtype) {
   std::vector<int64_t> strides(dim, 1);
   for (int64_t axis = dim - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * std::max<int64_t>(sizes[axis], 1);
+  int64_t bytes = dtype == ScalarType::Float ? 4 : 2;  // of the dtypes that are ever large
+  for (int64_t axis = 0; axis < dim; ++axis) bytes *= sizes[axis];
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides.data(), dtype_code, aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
-  want_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  want_huge_pages(tensor.mutable_data_ptr(), bytes);
   return tensor;
 }
 
@@ -132,20 +134,57 @@ inline bool outgrows_caches(const Tensor& x) {
   return x.numel() * static_cast<int64_t>(x.element_size()) > kBytes;
 }
 
-/// Uninitialised floats on a cache line boundary: scratch of one thread.
+/// Uninitialised floats on a cache line boundary: scratch of one thread, for as long as the object lives.
+/// Each thread keeps one block of up to 4 MiB for the next call: the system would take it back and clear it page by
+/// page.
 class Scratch {
  public:
-  explicit Scratch(index_t count)
-      : data_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {
-    want_huge_pages(data_.get(), count * static_cast<int64_t>(sizeof(float)));
+  explicit Scratch(index_t count) : own_(count > kKept || kept().lent) {
+    if (own_) {
+      data_ = allocate(count);
+      return;
+    }
+    Kept& block = kept();
+    if (block.count < count) {
+      release(block.data);
+      block.data = nullptr;  // allocate may throw
+      block.count = 0;
+      block.data = allocate(count);
+      block.count = count;
+    }
+    block.lent = true;
+    data_ = block.data;
   }
-  float* get() const { return data_.get(); }
+  ~Scratch() { own_ ? release(data_) : void(kept().lent = false); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* get() const { return data_; }
 
  private:
-  struct Free {
-    void operator()(float* data) const { ::operator delete(data, std::align_val_t{64}); }
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr index_t kKept = -1;  // a block of just the right size each time, so that no overrun stays inside it
+#else
+  static constexpr index_t kKept = 1 << 20;  // floats
+#endif
+  struct Kept {
+    float* data = nullptr;
+    index_t count = 0;
+    bool lent = false;
+    ~Kept() { release(data); }
   };
-  std::unique_ptr<float, Free> data_;
+  static Kept& kept() {
+    static thread_local Kept block;
+    return block;
+  }
+  static float* allocate(index_t count) {
+    float* const data = static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}));
+    want_huge_pages(data, count * static_cast<int64_t>(sizeof(float)));
+    return data;
+  }
+  static void release(float* data) { ::operator delete(data, std::align_val_t{64}); }
+
+  bool own_;
+  float* data_;
 };
 
 #if defined(__SANITIZE_THREAD__)
