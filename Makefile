@@ -107,16 +107,18 @@ build/emulated/.built build/address/.built build/thread/.built: $(VENV)/.package
 # A sanitizer's report goes to file descriptor 2 and may be the last thing that happens: pytest must not hold it.
 ASK := OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider
 LOADED := $(BIN)/python -c "import sys; from modernbert_fast import library; sys.exit(library.isa() == 'none')"
+EMULATED := amx avx512bf16 avx512
 CPU_ROWS := tests/ops -k "cpu-cpu and not registration and not compiled"
 
 test-emulated: build/emulated/.built
-	@export PYTHONPATH=$(CURDIR)/build/emulated MODERNBERT_FAST_ISA=avx512; $(LOADED) && $(ASK) $(CPU_ROWS)
+	@export PYTHONPATH=$(CURDIR)/build/emulated; $(LOADED) || exit; \
+	for isa in $(EMULATED); do MODERNBERT_FAST_ISA=$$isa $(ASK) $(CPU_ROWS) || exit; done
 
 test-sanitize: build build/address/.built build/thread/.built
 	@export PYTHONPATH=$(CURDIR)/build/address ASAN_OPTIONS=detect_leaks=0; \
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
 	$(LOADED) || exit; \
-	for isa in avx512 avx2 baseline; do MODERNBERT_FAST_ISA=$$isa $(ASK) $(CPU_ROWS) || exit; done; \
+	for isa in $(EMULATED) avx2 baseline; do MODERNBERT_FAST_ISA=$$isa $(ASK) $(CPU_ROWS) || exit; done; \
 	$(ASK) tests/test_native.py
 	@LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3 $(ASK) $(CPU_ROWS)
 	@export PYTHONPATH=$(CURDIR)/build/thread LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)"; \

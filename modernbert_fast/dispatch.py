@@ -67,8 +67,8 @@ class Row:
     cpu_flags: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     leaves: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
 
-    def objections(self, op: str, call: Call) -> list[str]:
-        """Sentences that say why this row cannot serve the call; empty means it can."""
+    def objections(self, op: str, call: Call, forced: bool = False) -> list[str]:
+        """Sentences that say why this row cannot, or unless it is forced should not, serve the call."""
         no = []
         if self.devices is not None and call.device not in self.devices:
             no.append(f"runs on {' or '.join(self.devices)}, not on {call.device}")
@@ -81,7 +81,7 @@ class Row:
             for dtype, flags in self.cpu_flags:
                 if dtype in call.dtypes and not set(flags) & _library().cpu_flags():
                     no.append(f"this CPU has no {' or '.join(flags)}: {_short(dtype)} is slower than fp32 here")
-            for dtype, flags in self.leaves:
+            for dtype, flags in () if forced else self.leaves:
                 if dtype in call.dtypes and (has := set(flags) & _library().cpu_flags()):
                     no.append(f"this CPU has {' and '.join(sorted(has))}: {_short(dtype)} is faster in a row below")
         if not no and (why := _loaded(self, op)[1]):
@@ -109,7 +109,7 @@ def _short(dtype: torch.dtype) -> str:
 
 _REFERENCE = Row("reference", _python("reference"), devices=None)
 
-# Half precision products pay only where the CPU multiplies in it; elsewhere the row above computes them in fp32.
+# On a CPU half precision products pay only where it multiplies in it; elsewhere the cpu row computes them in fp32.
 _HALF_PRODUCTS = ((BF16, ("avx512_bf16", "amx_bf16")), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
@@ -204,7 +204,8 @@ def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
     forced = _forced.get(op)
     passed_over = [f"{forced} is forced"]
     return [
-        (row.backend, row.objections(op, call) if forced in (None, row.backend) else passed_over) for row in TABLE[op]
+        (row.backend, row.objections(op, call, forced is not None) if forced in (None, row.backend) else passed_over)
+        for row in TABLE[op]
     ]
 
 
@@ -231,7 +232,7 @@ def _pick(op: str, call: Call, forced: str | None) -> Any:
     for row in TABLE[op]:
         if forced not in (None, row.backend):
             continue
-        if not (no := row.objections(op, call)):
+        if not (no := row.objections(op, call, forced is not None)):
             return _loaded(row, op)[0]
         tried.append(f"  {row.backend}: {'; '.join(no)}")
     if not tried:

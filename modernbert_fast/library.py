@@ -55,6 +55,20 @@ def define(schema: str, *, op: str, fake: Callable, call: Callable[..., dispatch
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def differentiable(function: type[torch.autograd.Function], op: Callable) -> Callable:
+    """`function.apply` where a derivative may be asked for, else `op` itself, which takes the same arguments.
+
+    An autograd Function costs as much as a product of a short text does.
+    """
+    if torch.is_grad_enabled():
+        return function.apply
+    if torch.compiler.is_compiling():
+        return op
+    # no_grad stops neither forward mode nor functorch; what a Function cannot do there it says.
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    return function.apply if transformed or torch.autograd.forward_ad._current_level >= 0 else op
+
+
 def python_backend(package: str) -> Callable[[str], ModuleType]:
     """A backend of Python files: `modernbert_fast.<package>.<op>`."""
     return lambda op: importlib.import_module(f"{NAMESPACE}.{package}.{op}")
@@ -109,7 +123,7 @@ def _load_shared(name: str) -> str:
 
 
 def isa() -> str:
-    """The loops that the compiled CPU ops run: "avx512", "avx2", "baseline", or "none" where they are not built.
+    """Loops that the compiled CPU ops run: amx, avx512bf16, avx512, avx2, baseline; none where they are not built.
 
     Raises:
         ValueError: MODERNBERT_FAST_ISA names one that is unknown or that this processor cannot run.

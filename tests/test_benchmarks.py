@@ -78,7 +78,7 @@ def test_breakdown_adds_up(pair: tuple) -> None:
 
     result = breakdown.measure(Workload("2x16", (16, 16)), pair[1], rounds=2)
     calls = {op["op"]: op["calls_per_layer"] for op in result["ops"]}
-    assert calls["linear_forward"] == 4 and calls["attention_forward"] == 1 and calls["geglu_forward"] == 1
+    assert calls["linear_forward"] == 3 and calls["linear_forward_geglu"] == 1 and calls["attention_forward"] == 1
     assert sum(op["share"] for op in result["ops"]) == pytest.approx(1)
     assert "linear_forward" in breakdown.render(result)
 

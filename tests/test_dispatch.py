@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from modernbert_fast import dispatch, ops
+from modernbert_fast import dispatch, library, ops
 from modernbert_fast.dispatch import Call, NoBackend, Row, use_backend
 
 
@@ -133,3 +133,15 @@ def test_environment_forces(name, code):
     assert bool(done.returncode) == bool(code), done.stderr
     if code:
         assert "nonsense" in done.stderr
+
+
+def test_a_row_leaves_a_dtype_unless_it_is_forced(table, monkeypatch):
+    table(backend("cpu", leaves=((torch.float32, ("avx512_bf16",)),)), backend("reference"))
+    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    assert dispatch.pick("geglu", CALL).name == "reference"
+    assert "faster in a row below" in dispatch.explain("geglu", CALL)[0][1][0]
+    with dispatch.use_backend("cpu"):
+        assert dispatch.pick("geglu", CALL).name == "cpu"
+    dispatch._pick.cache_clear()
+    monkeypatch.setattr(library, "cpu_flags", frozenset)
+    assert dispatch.pick("geglu", CALL).name == "cpu"

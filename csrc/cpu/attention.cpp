@@ -41,9 +41,9 @@ class Inputs {
     args_.columns = nullptr;
     if (!columns) return;
     check_shape(*columns, "columns", {args_.T}, "(T,)");
-    check_dtype(*columns, "columns", {ScalarType::Int, ScalarType::Long});
+    check_dtype(*columns, "columns", {ScalarType::Int});
     check_same_device(*columns, "columns", qkv, "qkv");
-    columns_ = as_contiguous(as_dtype(*columns, ScalarType::Int));
+    columns_ = as_contiguous(*columns);
     args_.columns = static_cast<const int32_t*>(columns_->const_data_ptr());
   }
 
@@ -60,6 +60,7 @@ class Inputs {
     check_dim(qkv, "qkv", 4);
     check_dtype(qkv, "qkv", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
     check(qkv.size(1) == 3, "qkv must be (T, 3, H, D), got ", qkv);
+    check(qkv.size(3) <= kLargestHead, "heads of more than ", kLargestHead, " elements are not served, got ", qkv);
     return with_contiguous_rows(qkv);
   }
   Tensor qkv_, bounds_;

@@ -35,6 +35,7 @@ struct QueryBlock {
 };
 
 static constexpr index_t kQueryBlock = 96;
+static constexpr index_t kLargestHead = 4096;  // elements of D that the scratch of a block has room for, and more
 
 struct AttentionForwardArgs {
   AttentionArgs in;

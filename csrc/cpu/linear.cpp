@@ -14,6 +14,8 @@ namespace {
 
 Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
 
+constexpr index_t kMostPacked = 1 << 19;  // floats a thread packs at once: 2 MiB, four times the encoder's widest
+
 /// y (M, N) of dtype `like` has, from operands that the tensors hold, whichever way. See LinearArgs.
 Tensor product(const Tensor& like, const Operand& a, const Operand& b, const Tensor* bias, bool glu, index_t M,
                index_t N, index_t K) {
@@ -24,7 +26,7 @@ Tensor product(const Tensor& like, const Operand& a, const Operand& b, const Ten
   // Wide units pack and convert less often, narrow ones keep every thread busy. No element depends on the choice.
   const index_t blocks = (M + kLinearRows - 1) / kLinearRows, threads = torch::stable::get_num_threads();
   for (args.columns = 4 * kLinearColumns; args.columns > kLinearColumns; args.columns /= 2)
-    if ((N + args.columns - 1) / args.columns * blocks >= 4 * threads) break;
+    if ((N + args.columns - 1) / args.columns * blocks >= 4 * threads && args.columns * K <= kMostPacked) break;
   Linear* const loop = loops().linear;
   parallel_rows(linear_units(args), kLinearRows * args.columns * std::max<index_t>(K, 1) / 8,
                 [&](index_t begin, index_t end) { loop(args, begin, end, Scratch(linear_scratch(args)).get()); });

@@ -1,9 +1,5 @@
 // Matrix products in fp32, whatever the element type. Reference: modernbert_fast/reference/linear.py
 
-// Steps of the inner sum between two visits to the accumulators in memory: a panel of b this deep stays in the L1
-// cache.
-constexpr index_t kLinearDepth = 256;
-
 // A panel makes as many columns of y as its tile has, or with glu half as many: the first vector of a tile's rows then
 // holds a, the second b of gelu(a) * b.
 static_assert(kTileVecs == 2, "one for each half");
@@ -71,6 +67,14 @@ void pack_block(const LinearArgs& a, index_t first, index_t rows, float* block) 
                     stride);
 }
 
+/// What storing it as T and loading it again makes of it: the fused op returns the bits of the two.
+template <class T>
+MODERNBERT_FAST_INLINE Vec rounded(Vec value) {
+  T stored[kLanes];
+  store(stored, value);
+  return load(stored);
+}
+
 /// A row of a panel's sums -> y[0..columns).
 template <class T, bool kGlu>
 MODERNBERT_FAST_INLINE void write_row(const LinearArgs& a, const float* sum, index_t first, index_t columns, T* y) {
@@ -81,7 +85,7 @@ MODERNBERT_FAST_INLINE void write_row(const LinearArgs& a, const float* sum, ind
     if constexpr (kGlu) {
       Vec gate = load(sum + kLanes + c);
       if (bias) gate += load(bias + a.N + first + c, lanes);
-      value = gelu_of(value).value * gate;
+      value = gelu_of(rounded<T>(value)).value * rounded<T>(gate);
     }
     store(y + c, value, lanes);
   });
@@ -110,16 +114,16 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
     const bool fresh = packed != n0;
     packed = n0;
     const index_t coming = !fresh ? 0 : blocks == 1 && unit + 1 < end ? a.N : n0 + columns;  // columns yet to be packed
-    const index_t tiles = (a.K / kLinearDepth + 1) * ((rows + kTileRows - 1) / kTileRows);
+    const index_t tiles = (a.K / kTileDepth + 1) * ((rows + kTileRows - 1) / kTileRows);
     for (index_t n = n0; n < n0 + columns; n += kColumns) {
       float* const panel = panels + (n - n0) / kColumns * a.K * kTileColumns;
       if (fresh) pack_panel<T, kGlu>(a, n, panel);
       Prefetch<T, kGlu> prefetch(a, n + kColumns < coming ? n + kColumns : a.N, tiles);
-      for (index_t k = 0; k < a.K || k == 0; k += kLinearDepth)
+      for (index_t k = 0; k < a.K || k == 0; k += kTileDepth)
         for (index_t m = 0; m < rows; m += kTileRows) {
           prefetch.next();
           tile_rows(smaller(rows - m, kTileRows), x + m * x_stride + k, x_stride, 1, panel + k * kTileColumns,
-                    kTileColumns, smaller(a.K - k, kLinearDepth), sums + m * kTileColumns, kTileColumns, k);
+                    kTileColumns, smaller(a.K - k, kTileDepth), sums + m * kTileColumns, kTileColumns, k);
         }
       for (index_t m = 0; m < rows; ++m)
         write_row<T, kGlu>(a, sums + m * kTileColumns, n, smaller(n0 + columns - n, kColumns),
@@ -141,14 +145,25 @@ void linear(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
   }
 }
 
+/// The sum of `rows` rows, each `stride` after the one before: of halves, down to a few. One chain would drift.
+template <class T, class Lanes>
+Vec sum_rows_of(const T* x, index_t stride, index_t rows, Lanes lanes) {
+  constexpr index_t kFew = 16;
+  if (rows > kFew) {
+    const index_t half = rows / 2;
+    return sum_rows_of(x, stride, half, lanes) + sum_rows_of(x + half * stride, stride, rows - half, lanes);
+  }
+  Vec sum = {};
+  for (index_t r = 0; r < rows; ++r) sum += load(x + r * stride, lanes);
+  return sum;
+}
+
 template <class T>
 void column_sum_as(const ColumnSumArgs& a, index_t begin, index_t end) {
   const T* const x = static_cast<const T*>(a.x);
   for (index_t c = begin; c < end; c += kLanes) {
-    const Partial lanes{end - c < kLanes ? end - c : kLanes};
-    Vec sum = {};
-    for (index_t r = 0; r < a.rows; ++r) sum += load(x + r * a.stride + c, lanes);
-    store(static_cast<T*>(a.y) + c, sum, lanes);
+    const Partial lanes{smaller(end - c, kLanes)};
+    store(static_cast<T*>(a.y) + c, sum_rows_of(x + c, a.stride, a.rows, lanes), lanes);
   }
 }
 

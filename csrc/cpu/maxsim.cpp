@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, cons
         inputs.query_tokens(group.first, group.last) * inputs.document_tokens(maxsim_document(args, unit)) * in.D + 1);
   }
   costs.parallel(kGrain, [&](index_t begin, index_t end) {
-    std::vector<int32_t> winners(widest);
+    std::vector<int32_t> winners(widest + 1);
     loops().maxsim_forward(args, begin, end, Scratch(loops().maxsim_scratch(in, widest)).get(), winners.data());
   });
   return {scores, argmax};

@@ -66,7 +66,7 @@ struct MaxSimBackwardArgs {
 
 /// dq of tokens [begin, end).
 using MaxSimQueryGradient = void(const MaxSimBackwardArgs&, index_t begin, index_t end);
-/// dd of documents [begin, end). Scratch: sum (D,), up to whole vectors; chains (Tq + the longest document,).
+/// dd of documents [begin, end). Scratch: sum (D,); chains (Tq + the longest document,).
 using MaxSimDocumentGradient = void(const MaxSimBackwardArgs&, index_t begin, index_t end, float* sum, int32_t* chains);
 
 }  // namespace modernbert_fast::cpu

@@ -77,9 +77,9 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
         const index_t rows = smaller(kTileRows, tokens - r);
         if (c == 0)  // the next block, of this document or of the next, while this one is multiplied
           fetch(d + (r + kDocumentBlock) * in.d_stride, in.d_stride, rows, in.D);
-        for (index_t k = 0; k < in.D || k == 0; k += kLinearDepth)
+        for (index_t k = 0; k < in.D || k == 0; k += kTileDepth)
           tile_rows(rows, x + r * x_stride + k, x_stride, 1, panel + k * kTileColumns, kTileColumns,
-                    smaller(kLinearDepth, in.D - k), scores, kTileColumns, k);
+                    smaller(kTileDepth, in.D - k), scores, kTileColumns, k);
         keep_best(scores, rows, first + r, best + c, winner + c);
       }
     }

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import Call, call_of
 from modernbert_fast.geometry import Geometry
-from modernbert_fast.library import define
+from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks, padding
 from modernbert_fast.ops.rope import check_tables
 
@@ -28,7 +28,8 @@ def _check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
     T, D = qkv.shape[0], qkv.shape[3]
     checks.cu_seqlens("cu_seqlens", cu_seqlens, T)
     checks.shape("columns", columns, T)
-    checks.integer(columns=columns)
+    if columns is not None and columns.dtype != torch.int32:
+        raise TypeError(f"columns must be int32, got {columns.dtype}")
     checks.shape("tiles", tiles, None, 2)
     checks.same_device(qkv, cu_seqlens=cu_seqlens, columns=columns, tiles=tiles)
     if (positions is None) != (cos is None) or (cos is None) != (sin is None):
@@ -135,5 +136,5 @@ def attention(
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     if columns is not None and columns is positions:
         columns = columns.view_as(columns)  # torch.compile does not trace a Function that gets one tensor twice
-    run = _Attention.apply if torch.is_grad_enabled() else _forward
+    run = differentiable(_Attention, _forward)
     return run(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale)[0]

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import call_of
-from modernbert_fast.library import define
+from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks
 
 
@@ -66,5 +66,5 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: when the last dimension is odd.
     """
-    y = _Geglu.apply(x.reshape(-1, x.shape[-1]))
+    y = differentiable(_Geglu, _forward)(x.reshape(-1, x.shape[-1]))
     return y.view(*x.shape[:-1], y.shape[-1])

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import call_of
-from modernbert_fast.library import define
+from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks
 
 
@@ -197,7 +197,7 @@ def layer_norm(
     Raises:
         TypeError, ValueError: on shapes, dtypes or devices that do not fit.
     """
-    run = _LayerNorm.apply if torch.is_grad_enabled() else _forward
+    run = differentiable(_LayerNorm, _forward)
     return run(x.reshape(-1, x.shape[-1]), None, weight, bias, eps)[0].view(x.shape)
 
 
@@ -218,7 +218,7 @@ def add_layer_norm(
     Returns:
         (normed, residual): both (T, C) of the sum's dtype.
     """
-    run = _LayerNorm.apply if torch.is_grad_enabled() else _forward
+    run = differentiable(_LayerNorm, _forward)
     return run(x, residual, weight, bias, eps)[:2]
 
 

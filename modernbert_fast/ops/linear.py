@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import call_of
-from modernbert_fast.library import define
+from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks
 from modernbert_fast.ops.geglu import geglu
 
@@ -94,8 +95,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Raises:
         TypeError, ValueError: on dtypes or shapes that do not fit.
     """
-    run = _Linear.apply if torch.is_grad_enabled() else _forward  # a Function costs as much as a short text's product
-    return run(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    y = differentiable(_Linear, _forward)(_rows(x), weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -106,11 +107,16 @@ def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         weight: (2F, K), bias (2F,) or None, of x's dtype.
 
     Returns:
-        (..., F) of x's dtype. Without gradients rounded once, where the two ops round twice.
+        (..., F) of x's dtype, to the bit what the two ops return.
 
     Raises:
         TypeError, ValueError: on dtypes or shapes that do not fit, or an odd number of rows of weight.
     """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    if differentiable(_Linear, _forward_geglu) is not _forward_geglu:
         return geglu(linear(x, weight, bias))
-    return _forward_geglu(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0] // 2)
+    return _forward_geglu(_rows(x), weight, bias).view(*x.shape[:-1], weight.shape[0] // 2)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(..., K) -> (T, K), K = 0 included."""
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

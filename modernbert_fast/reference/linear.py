@@ -15,18 +15,14 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return F.linear(_wide(x), _wide(weight), None if bias is None else _wide(bias))
-
-
 def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x (T, K), weight (N, K) -> (T, N)."""
-    return _product(x, weight, bias).to(x.dtype)
+    return F.linear(_wide(x), _wide(weight), None if bias is None else _wide(bias)).to(x.dtype)
 
 
 def forward_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x (T, K), weight (2F, K) -> (T, F)."""
-    return geglu.forward(_product(x, weight, bias)).to(x.dtype)
+    return geglu.forward(forward(x, weight, bias))
 
 
 def backward(

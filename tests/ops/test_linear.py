@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, ops
-from modernbert_fast.testing import checks, problems
+from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, problems
 
 OP = "linear"
 SIZES = [(0, 8, 4), (1, 1, 1), (2, 7, 3), (17, 64, 65), (65, 128, 33), (130, 96, 48), (257, 33, 130), (9, 768, 64)]
@@ -22,6 +22,36 @@ def test_accuracy(backend, device, dtype, T, K, N, bias):
 def test_geglu_accuracy(backend, device, dtype, T, K, F, bias):
     layout = "sliced" if bias else "permuted"
     checks.check_accuracy(problems.linear_geglu(T, K, F, dtype, device, bias=bias), layout)
+
+
+def test_geglu_is_the_two_ops(backend, device, dtype):
+    """To the bit, so that a text's vector does not depend on whether gradients are wanted."""
+    x, weight, bias = problems.linear(33, 24, 20, dtype, device, bias=True).inputs().values()
+    assert_same_bits(ops.linear_geglu(x, weight, bias), ops.geglu(ops.linear(x, weight, bias)))
+
+
+@pytest.mark.parametrize("run", [ops.linear, ops.linear_geglu])
+@pytest.mark.parametrize("grad", [False, True])
+def test_forward_mode_raises(run, grad, backend, device):
+    """There is no forward mode: an error, never a tangent of zeros."""
+    x, weight = problems.linear(3, 4, 6, torch.float32, device).inputs().values()
+    with torch.set_grad_enabled(grad), pytest.raises((NotImplementedError, RuntimeError)):
+        torch.func.jvp(lambda x: run(x, weight), (x,), (torch.ones_like(x),))
+
+
+def test_bias_of_many_rows(backend, device):
+    """Gradients of one sign over every token: one chain of additions would drift."""
+    dy, x, weight = (
+        torch.rand(8192, 5, device=device),
+        torch.ones(8192, 2, device=device),
+        torch.ones(5, 2, device=device),
+    )
+    dbias = torch.ops.modernbert_fast.linear_backward(dy, x, weight, False, False, True)[2]
+    assert_as_good_as(dbias, dy.sum(0), dy.double().sum(0))
+
+
+def test_no_columns_at_all(backend, device):
+    assert ops.linear(torch.ones(3, 0, device=device), torch.ones(2, 0, device=device)).tolist() == [[0, 0]] * 3
 
 
 def test_geglu_has_gradients(backend, device, dtype):

@@ -43,6 +43,9 @@ struct BFloat16Product {
 
 #if defined(__AMX_BF16__)
 
+// GCC's intrinsics do not say what they read: everything stored so far must be in memory.
+#define MODERNBERT_FAST_STORES_BEFORE_BLOCKS() __asm__ volatile("" ::: "memory")
+
 struct BlockConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -51,6 +54,7 @@ struct BlockConfig {
 
 MODERNBERT_FAST_INLINE void begin_blocks() {
   const BlockConfig config;
+  MODERNBERT_FAST_STORES_BEFORE_BLOCKS();
   _tile_loadconfig(&config);
 }
 MODERNBERT_FAST_INLINE void end_blocks() { _tile_release(); }
@@ -62,6 +66,8 @@ MODERNBERT_FAST_INLINE void end_blocks() { _tile_release(); }
 #define MODERNBERT_FAST_BLOCK_ADD(sum, a, b) _tile_dpbf16ps(sum, a, b)
 
 #else
+
+#define MODERNBERT_FAST_STORES_BEFORE_BLOCKS()
 
 MODERNBERT_FAST_INLINE void begin_blocks() {}
 MODERNBERT_FAST_INLINE void end_blocks() {}
@@ -98,6 +104,7 @@ MODERNBERT_FAST_INLINE void multiply_blocks(index_t rows, const BFloat16* a, ind
   const bool both = rows > kBlockRows;
   const BFloat16* const a_lower = both ? a + kBlockRows * a_stride : a;
   float* const c_lower = c + kBlockRows * c_stride;
+  MODERNBERT_FAST_STORES_BEFORE_BLOCKS();
   MODERNBERT_FAST_BLOCK_ZERO(0);
   MODERNBERT_FAST_BLOCK_ZERO(1);
   MODERNBERT_FAST_BLOCK_ZERO(2);
@@ -139,6 +146,7 @@ MODERNBERT_FAST_INLINE void multiply(index_t rows, const typename Product::Eleme
     tile_rows<Product>(rows, a, a_stride, Product::kPack, b, kTileColumns, K, c, c_stride, accumulate);
 }
 
+#undef MODERNBERT_FAST_STORES_BEFORE_BLOCKS
 #undef MODERNBERT_FAST_BLOCK_ZERO
 #undef MODERNBERT_FAST_BLOCK_LOAD
 #undef MODERNBERT_FAST_BLOCK_STORE

@@ -44,7 +44,7 @@ MODERNBERT_FAST_INLINE Vec exp_of(Vec x) {
   return p * bit_cast<Vec>((half + 127) << 23) * bit_cast<Vec>((rest + 127) << 23);
 }
 
-/// exp_of for x <= 0 in fewer steps: results below 2^-126 are 0. NaN stays NaN.
+/// exp_of for x <= 0 in fewer steps: results below 2^-127 are 0. NaN stays NaN.
 MODERNBERT_FAST_INLINE Vec exp_not_positive(Vec x) {
   const Vec lowest = splat(-88.0f);  // n is -127 there, and 2^n below is 0
   x = x < lowest ? lowest : x;

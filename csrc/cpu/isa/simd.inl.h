@@ -170,7 +170,7 @@ MODERNBERT_FAST_INLINE void store(Half* p, Vec v) {
 
 struct Full {};
 struct Partial {
-  index_t n;  // lanes in use, 0 < n < kLanes
+  index_t n;  // lanes in use, 0 < n <= kLanes
 };
 
 template <class T>
@@ -203,7 +203,7 @@ MODERNBERT_FAST_INLINE void store(T* p, Vec v, Partial lanes) {
 /// Whether each full vector of rows of C elements at p is aligned, as such stores require; fp32 only.
 template <class T>
 MODERNBERT_FAST_INLINE bool can_stream(const T* p, index_t C) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MODERNBERT_FAST_LANES)
   return is_same<T, float> && reinterpret_cast<uintptr_t>(p) % sizeof(Vec) == 0 && C % kLanes == 0;
 #else
   return false;
@@ -213,7 +213,7 @@ MODERNBERT_FAST_INLINE bool can_stream(const T* p, index_t C) {
 /// With stream, p must be as can_stream asks, and end_of_stream must follow.
 template <class T, class Lanes>
 MODERNBERT_FAST_INLINE void store(T* p, Vec v, Lanes lanes, [[maybe_unused]] bool stream) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MODERNBERT_FAST_LANES)
   if constexpr (is_same<T, float> && is_same<Lanes, Full>) {
     if (stream) {
 #if defined(__AVX512F__)
