@@ -202,7 +202,7 @@ MODERNBERT_FAST_INLINE void store(T* p, Vec v, Partial lanes) {
 
 /// Whether each full vector of rows of C elements at p is aligned, as such stores require; fp32 only.
 template <class T>
-MODERNBERT_FAST_INLINE bool can_stream(const T* p, index_t C) {
+MODERNBERT_FAST_INLINE bool can_stream([[maybe_unused]] const T* p, [[maybe_unused]] index_t C) {
 #if defined(__x86_64__) && !defined(MODERNBERT_FAST_LANES)
   return is_same<T, float> && reinterpret_cast<uintptr_t>(p) % sizeof(Vec) == 0 && C % kLanes == 0;
 #else
