@@ -16,6 +16,8 @@ namespace {
 
 constexpr index_t kGrain = 16384;  // pairs of query and key that are worth a thread
 
+constexpr index_t kPackedFloats = 4 << 20;  // of packed keys and values at a time: 16 MiB, half a last-level cache
+
 /// The arguments that forward and backward share, checked.
 class Inputs {
  public:
@@ -81,30 +83,47 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
   const Loops& loop = loops();
   const index_t width = loop.tile_columns;
   std::vector<KeyPanel> panels;
-  std::vector<QueryBlock> blocks;
-  Costs costs;
+  std::vector<index_t> first_panel;  // of each text
   for (index_t text = 0; text < inputs.texts(); ++text) {
-    const index_t start = inputs.start(text), end = inputs.start(text + 1), reach = inputs.reach(end - start);
-    const index_t panel = static_cast<index_t>(panels.size());
+    const index_t start = inputs.start(text), end = inputs.start(text + 1);
+    first_panel.push_back(static_cast<index_t>(panels.size()));
     for (index_t key = start; key < end; key += width) panels.push_back({key, std::min(width, end - key)});
-    for (index_t head = 0; head < in.H; ++head)
-      for (index_t first = start; first < end; first += kQueryBlock) {
-        blocks.push_back({start, end, panel, head, first});
-        costs.add(std::min(kQueryBlock, end - first) * reach);
-      }
   }
 
+  // A few heads at a time, so that their packed keys and values take little memory and stay near the cores.
   const index_t P = static_cast<index_t>(panels.size()), D = in.D, padded = (D + width - 1) / width * width;
-  const Scratch keys(in.H * P * D * width), values(in.H * P * padded * width);
+  const index_t key_floats = P * D * width, value_floats = P * padded * width;
+  const index_t group = std::clamp<index_t>(kPackedFloats / std::max<index_t>(key_floats + value_floats, 1), 1,
+                                            std::max<index_t>(in.H, 1));
+  const Scratch keys(group * key_floats), values(group * value_floats);
   const AttentionScratch scratch = loop.attention_scratch(D, 0);
-  const AttentionForwardArgs args{
-      in, P, keys.get(), values.get(), o.mutable_data_ptr(), static_cast<float*>(lse.mutable_data_ptr())};
-  parallel_rows(P, 2 * in.H * D * width, [&](index_t begin, index_t end) {
-    loop.attention_pack(args, panels.data(), begin, end, Scratch(scratch.pack).get());
-  });
-  costs.parallel(kGrain, [&](index_t begin, index_t end) {
-    loop.attention_forward(args, blocks.data(), begin, end, Scratch(scratch.forward).get());
-  });
+  for (index_t first_head = 0; first_head < in.H; first_head += group) {
+    const index_t heads = std::min(group, in.H - first_head);
+    std::vector<QueryBlock> blocks;
+    Costs costs;
+    for (index_t text = 0; text < inputs.texts(); ++text) {
+      const index_t start = inputs.start(text), end = inputs.start(text + 1), reach = inputs.reach(end - start);
+      for (index_t head = first_head; head < first_head + heads; ++head)
+        for (index_t first = start; first < end; first += kQueryBlock) {
+          blocks.push_back({start, end, first_panel[text], head, first});
+          costs.add(std::min(kQueryBlock, end - first) * reach);
+        }
+    }
+    const AttentionForwardArgs args{in,
+                                    first_head,
+                                    heads,
+                                    P,
+                                    keys.get(),
+                                    values.get(),
+                                    o.mutable_data_ptr(),
+                                    static_cast<float*>(lse.mutable_data_ptr())};
+    parallel_rows(P, 2 * heads * D * width, [&](index_t begin, index_t end) {
+      loop.attention_pack(args, panels.data(), begin, end, Scratch(scratch.pack).get());
+    });
+    costs.parallel(kGrain, [&](index_t begin, index_t end) {
+      loop.attention_forward(args, blocks.data(), begin, end, Scratch(scratch.forward).get());
+    });
+  }
   return {o, lse};
 }
 

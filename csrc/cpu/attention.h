@@ -40,11 +40,12 @@ static constexpr index_t kLargestHead = 4096;  // elements of D that the scratch
 struct AttentionForwardArgs {
   AttentionArgs in;
   // Keys and values in fp32, rotated, by panels; P panels of W = tile_columns keys, D_ = D up to a multiple of W.
-  index_t panels;  // P
-  float* keys;     // (H, P, D, W)
-  float* values;   // (H, D_ / W, P * W, W)
-  void* o;         // (T, H, D)
-  float* lse;      // (H, T)
+  index_t first_head, heads;  // the group of heads at work, G = heads
+  index_t panels;             // P
+  float* keys;                // (G, P, D, W)
+  float* values;              // (G, D_ / W, P * W, W)
+  void* o;                    // (T, H, D)
+  float* lse;                 // (H, T)
 };
 
 /// Floats of scratch that one call of a loop needs.

@@ -140,13 +140,14 @@ void pack_heads(const AttentionForwardArgs& a, const KeyPanel* panels, index_t b
   const index_t D = a.in.D, depth = D / Product::kPack, wide = whole_tiles(D);
   Element* const rows = reinterpret_cast<Element*>(scratch);  // (kTileColumns, D)
   for (index_t p = begin; p < end; ++p)
-    for (index_t head = 0; head < a.in.H; ++head) {
+    for (index_t g = 0; g < a.heads; ++g) {
+      const index_t head = a.first_head + g;
       for (index_t r = 0; r < panels[p].keys; ++r) read_head<T>(a.in, panels[p].first + r, 1, head, rows + r * D);
-      to_panels(scratch, panels[p].keys, depth, a.keys + (head * a.panels + p) * depth * kTileColumns);
+      to_panels(scratch, panels[p].keys, depth, a.keys + (g * a.panels + p) * depth * kTileColumns);
       for (index_t d = 0; d < wide; d += kTileColumns)
         pack_values<T, Product>(
             a.in, panels[p], head, d,
-            a.values + ((head * wide + d) * a.panels + p * kTileColumns) / Product::kPack * kTileColumns);
+            a.values + ((g * wide + d) * a.panels + p * kTileColumns) / Product::kPack * kTileColumns);
     }
 }
 
@@ -163,9 +164,9 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
   float* const total = peak + kQueryBlock;                             // (rows,)
   Element* const q = reinterpret_cast<Element*>(total + kQueryBlock);  // (rows, D)
   Element* const weights = reinterpret_cast<Element*>(scores);         // in place: (rows, kPack * kKeyStep)
-  const float* const keys = a.keys + (block.head * a.panels + block.panel) * depth * kTileColumns;
-  const float* const values =
-      a.values + (block.head * wide * a.panels + block.panel * kTileColumns) / kPack * kTileColumns;
+  const index_t g = block.head - a.first_head;
+  const float* const keys = a.keys + (g * a.panels + block.panel) * depth * kTileColumns;
+  const float* const values = a.values + (g * wide * a.panels + block.panel * kTileColumns) / kPack * kTileColumns;
 
   for (index_t r = 0; r < rows; ++r) {
     float* const row = scores;  // not in use yet

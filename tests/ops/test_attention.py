@@ -70,6 +70,16 @@ def test_alone_as_in_a_batch(backend, device, dtype, window):
     checks.check_alone(device, dtype, window)
 
 
+@pytest.mark.rows("cpu")
+def test_heads_in_groups(backend, device, dtype):
+    """A long text's heads are packed a few at a time: each is what it is alone."""
+    inputs = problems.attention((5000, 9), 12, 64, dtype, device, window=8).inputs()
+    qkv, rest = inputs.pop("qkv"), {**inputs, "max_seqlen": 5000, "window": 8}
+    together = ops.attention(qkv, **rest)
+    for head in (0, 5, 6, 11):
+        assert_same_bits(together[:, [head]], ops.attention(qkv[:, :, [head]], **rest))
+
+
 def test_repeats(backend, device, dtype):
     """A batch of sixty, twenty times, the memory dirty in between."""
     lengths = tuple((5 * i) % 19 for i in range(60))
