@@ -12,6 +12,7 @@ import transformers
 
 MLM = "ModernBertForMaskedLM"
 VOCAB = 97
+ZERO_GRADIENT = 1e-2  # of the model's largest gradient, for biases
 KINDS = ("none", "right", "left", "holes", "packed")
 ARCHITECTURES = (
     "ModernBertModel",
@@ -264,6 +265,14 @@ def relative(actual, expected, floor=1e-30):
 def gradients(model):
     """Every parameter's gradient by name."""
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def gradient_error(actual, expected):
+    """Largest relative error of any gradient, and whose it is; both by name."""
+    assert actual.keys() == expected.keys()
+    # The gradient of a bias before a softmax is zero but for rounding: biases are measured by the model's largest too.
+    floor = ZERO_GRADIENT * max(float(gradient.abs().max()) for gradient in expected.values())
+    return max((relative(actual[n], expected[n], floor if n.endswith("bias") else 1e-30), n) for n in expected)
 
 
 def environment(**changes):

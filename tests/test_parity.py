@@ -14,7 +14,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 OUTPUT_BOUND = 1e-5  # of the output's largest value
 GRADIENT_BOUND = 1e-4  # of the tensor's largest gradient
-ZERO_GRADIENT = 1e-2  # of the model's largest gradient, for biases
 LOSS_BOUND = 1e-5
 HALF_BOUND = 1.1  # times the error of stock transformers in the same dtype
 
@@ -40,11 +39,7 @@ def is_sparse(model, output):
 
 
 def assert_gradients(fast, stock):
-    actual, expected = hf.gradients(fast), hf.gradients(stock)
-    assert actual.keys() == expected.keys()
-    # The gradient of a bias before a softmax is zero but for rounding: biases are measured by the model's largest too.
-    floor = ZERO_GRADIENT * max(gradient.abs().max() for gradient in expected.values())
-    worst = max((hf.relative(actual[n], expected[n], floor if n.endswith("bias") else 0.0), n) for n in expected)
+    worst = hf.gradient_error(hf.gradients(fast), hf.gradients(stock))
     assert worst[0] <= GRADIENT_BOUND, worst
     return worst[0]
 

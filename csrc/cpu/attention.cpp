@@ -59,9 +59,7 @@ class Inputs {
 
  private:
   static Tensor with_contiguous_heads(const Tensor& qkv) {
-    check_dim(qkv, "qkv", 4);
-    check_dtype(qkv, "qkv", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-    check(qkv.size(1) == 3, "qkv must be (T, 3, H, D), got ", qkv);
+    check_heads(qkv);
     check(qkv.size(3) <= kLargestHead, "heads of more than ", kLargestHead, " elements are not served, got ", qkv);
     return with_contiguous_rows(qkv);
   }

@@ -10,7 +10,7 @@ AttentionScratch attention_scratch(index_t D, index_t longest) {
   return {
       kTileColumns * D,
       kQueryBlock * (D + wide + kKeyStep + 2),
-      keys * (3 * D + 3 * wide) + 2 * kTileRows * keys + kTileRows * (2 * D + 2 * wide),
+      keys * (3 * D + 3 * wide) + 2 * kTileRows * keys + 2 * kTileRows * wide,
   };
 }
 
@@ -228,8 +228,7 @@ void attention_pack(const AttentionForwardArgs& a, const KeyPanel* panels, index
   switch (a.in.dtype) {
     case DType::kFloat: return pack_heads<float, Fp32Product>(a, panels, begin, end, scratch);
     case DType::kBFloat16:
-      if (kMultipliesBFloat16 && BFloat16Product::fits(a.in.D))
-        return pack_heads<BFloat16, BFloat16Product>(a, panels, begin, end, scratch);
+      if (BFloat16Product::fits(a.in.D)) return pack_heads<BFloat16, BFloat16Product>(a, panels, begin, end, scratch);
       return pack_heads<BFloat16, Fp32Product>(a, panels, begin, end, scratch);
     case DType::kHalf: return pack_heads<Half, Fp32Product>(a, panels, begin, end, scratch);
   }
@@ -245,8 +244,7 @@ void attention_forward(const AttentionForwardArgs& a, const QueryBlock* blocks, 
   switch (a.in.dtype) {
     case DType::kFloat: return query_blocks<float, Fp32Product>(a, blocks, begin, end, scratch);
     case DType::kBFloat16:
-      if (!kMultipliesBFloat16 || !BFloat16Product::fits(a.in.D))
-        return query_blocks<BFloat16, Fp32Product>(a, blocks, begin, end, scratch);
+      if (!BFloat16Product::fits(a.in.D)) return query_blocks<BFloat16, Fp32Product>(a, blocks, begin, end, scratch);
       begin_blocks();
       query_blocks<BFloat16, BFloat16Product>(a, blocks, begin, end, scratch);
       return end_blocks();
@@ -272,10 +270,8 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
   float* const rows = take(keys * D);       // to make the panels from
   float* const p = take(kTileRows * keys);  // (kTileRows, keys)
   float* const ds = take(kTileRows * keys);
-  float* const q = take(kTileRows * D);
-  float* const d_o = take(kTileRows * D);
-  float* const q_wide = take(kTileRows * wide);
-  float* const d_o_wide = take(kTileRows * wide);
+  float* const q = take(kTileRows * wide);  // (kTileRows, wide), zero beyond D
+  float* const d_o = take(kTileRows * wide);
 
   for (index_t j = 0; j < length; ++j) read_head<T>(a.in, pair.start + j, 1, pair.head, rows + j * D);
   to_panels(rows, length, D, k_panels);
@@ -288,23 +284,21 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
   to_panels(rows, length, D, v_panels);
   memset(dk, 0, keys * wide * sizeof(float));
   memset(dv, 0, keys * wide * sizeof(float));
-
   for (index_t first = 0; first < length; first += kTileRows) {
     const index_t count = smaller(kTileRows, length - first);
     const Range seen = panels_around(reach(a.in.window, first, count, length));
     const index_t n = seen.end - seen.begin;
     for (index_t r = 0; r < count; ++r) {
       const index_t token = pair.start + first + r;
-      read_head<T>(a.in, token, 0, pair.head, q + r * D);
-      scale_row(q + r * D, D, a.in.scale);
+      memset(q + r * wide, 0, wide * sizeof(float));
+      read_head<T>(a.in, token, 0, pair.head, q + r * wide);
+      scale_row(q + r * wide, D, a.in.scale);
       const T* x = static_cast<const T*>(a.d_o) + token * a.d_o_stride_t + pair.head * a.d_o_stride_h;
-      pack_rows(x, 0, 1, D, d_o + r * D, D, D);
+      pack_rows(x, 0, 1, D, d_o + r * wide, wide, wide);
     }
-    pack_rows(q, D, count, D, q_wide, wide, wide);
-    pack_rows(d_o, D, count, D, d_o_wide, wide, wide);
     for (index_t j = seen.begin; j < seen.end; j += kTileColumns) {
-      tile_rows(count, q, D, 1, k_panels + j * D, kTileColumns, D, p + j - seen.begin, keys, false);
-      tile_rows(count, d_o, D, 1, v_panels + j * D, kTileColumns, D, ds + j - seen.begin, keys, false);
+      tile_rows(count, q, wide, 1, k_panels + j * D, kTileColumns, D, p + j - seen.begin, keys, false);
+      tile_rows(count, d_o, wide, 1, v_panels + j * D, kTileColumns, D, ds + j - seen.begin, keys, false);
     }
     for (index_t r = 0; r < count; ++r) {
       float *const weights = p + r * keys, *const dweights = ds + r * keys;
@@ -322,11 +316,11 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
     for (index_t j = 0; j < n; j += kTileRows) {
       const index_t some = smaller(kTileRows, n - j);
       for (index_t d = 0; d < wide; d += kTileColumns) {
-        tile_rows(some, ds + j, 1, keys, q_wide + d, wide, count, dk + (seen.begin + j) * wide + d, wide, true);
-        tile_rows(some, p + j, 1, keys, d_o_wide + d, wide, count, dv + (seen.begin + j) * wide + d, wide, true);
+        tile_rows(some, ds + j, 1, keys, q + d, wide, count, dk + (seen.begin + j) * wide + d, wide, true);
+        tile_rows(some, p + j, 1, keys, d_o + d, wide, count, dv + (seen.begin + j) * wide + d, wide, true);
       }
     }
-    float* const dq = q_wide;  // q is in dk by now
+    float* const dq = q;  // which is in dk by now
     for (index_t d = 0; d < wide; d += kTileColumns)
       tile_rows(count, ds, keys, 1, k + (d * keys + seen.begin * kTileColumns), kTileColumns, n, dq + d, wide, false);
     for (index_t r = 0; r < count; ++r) {

@@ -91,6 +91,12 @@ inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType dtype)
   return new_tensor(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype);
 }
 
+inline void check_heads(const Tensor& qkv) {
+  check_dim(qkv, "qkv", 4);
+  check_dtype(qkv, "qkv", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  check(qkv.size(1) == 3, "qkv must be (T, 3, H, D), got ", qkv);
+}
+
 /// The rotary arguments of a call on qkv (T, 3, H, D), checked.
 class RotaryTables {
  public:

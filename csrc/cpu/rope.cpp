@@ -11,10 +11,8 @@ namespace modernbert_fast::cpu {
 namespace {
 
 Tensor rope_forward(const Tensor& qkv_in, const Tensor& positions_in, const Tensor& cos_in, const Tensor& sin_in) {
-  check_dim(qkv_in, "qkv", 4);
-  check_dtype(qkv_in, "qkv", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  check_heads(qkv_in);
   const index_t T = qkv_in.size(0), H = qkv_in.size(2), D = qkv_in.size(3);
-  check(qkv_in.size(1) == 3 && D % 2 == 0, "qkv must be (T, 3, H, D) with D even, got ", qkv_in);
   const RotaryTables tables(qkv_in, positions_in, cos_in, sin_in);
   const Tensor qkv = with_contiguous_rows(qkv_in);
   Tensor y = new_tensor({T, 3, H, D}, qkv.scalar_type());

@@ -35,8 +35,10 @@ struct BFloat16Product {
     return splat_bits(pair);
   }
   static MODERNBERT_FAST_INLINE Vec add(Vec a, Vec b, Vec sum) { return add_pairs(a, b, sum); }
-  /// Whether rows of this many elements can be multiplied.
-  static MODERNBERT_FAST_INLINE bool fits(index_t D) { return D % (kMultipliesBlocks ? 2 * kBlockRows : 2) == 0; }
+  /// Whether this instruction set multiplies rows of so many elements.
+  static MODERNBERT_FAST_INLINE bool fits(index_t D) {
+    return kMultipliesBFloat16 && D % (kMultipliesBlocks ? 2 * kBlockRows : 2) == 0;
+  }
 };
 
 // ---- blocks: eight registers of 16 rows x 64 bytes

@@ -7,6 +7,7 @@ constexpr index_t kTileRows = 6;  // 12 of 16
 #endif
 constexpr index_t kTileVecs = 2;
 constexpr index_t kTileColumns = kTileVecs * kLanes;
+
 // Steps of the inner sum between two visits to the accumulators in memory: a panel of b this deep stays in the L1
 // cache.
 constexpr index_t kTileDepth = 256;
