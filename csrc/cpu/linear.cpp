@@ -14,21 +14,23 @@ namespace {
 
 Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
 
-constexpr index_t kMostPacked = 1 << 19;  // floats a thread packs at once: 2 MiB, four times the encoder's widest
+constexpr index_t kMostRows = 128;
+constexpr index_t kMostPacked = 1 << 19;  // floats a thread packs at once: 2 MiB
 
 /// y (M, N) of dtype `like` has, from operands that the tensors hold, whichever way. See LinearArgs.
-Tensor product(const Tensor& like, const Operand& a, const Operand& b, const Tensor* bias, bool glu, index_t M,
+Tensor product(const Tensor& like, const Operand& x, const Operand& w, const Tensor* bias, bool glu, index_t M,
                index_t N, index_t K) {
   Tensor y = new_tensor({M, N}, like.scalar_type());
   if (M == 0 || N == 0) return y;
   LinearArgs args{
-      loop_dtype(like), a, b, bias ? bias->const_data_ptr() : nullptr, glu, y.mutable_data_ptr(), M, N, K, 0};
-  // Wide units pack and convert less often, narrow ones keep every thread busy. No element depends on the choice.
-  const index_t blocks = (M + kLinearRows - 1) / kLinearRows, threads = torch::stable::get_num_threads();
-  for (args.columns = 4 * kLinearColumns; args.columns > kLinearColumns; args.columns /= 2)
-    if ((N + args.columns - 1) / args.columns * blocks >= 4 * threads && args.columns * K <= kMostPacked) break;
+      loop_dtype(like), x, w, bias ? bias->const_data_ptr() : nullptr, glu, y.mutable_data_ptr(), M, N, K, 0};
+  // Many rows at a time read w less often, as even a share of M as can be. No element depends on the choice.
+  const auto whole = [](index_t rows) { return (rows + kLinearRows - 1) / kLinearRows * kLinearRows; };
+  const index_t most = std::max(kLinearRows, std::min(kMostRows, kMostPacked / std::max<index_t>(K, 1)));
+  const index_t shares = (M + most - 1) / most;
+  args.rows = whole((M + shares - 1) / shares);
   Linear* const loop = loops().linear;
-  parallel_rows(linear_units(args), kLinearRows * args.columns * std::max<index_t>(K, 1) / 8,
+  parallel_rows(linear_units(args), args.rows * kLinearColumns * std::max<index_t>(K, 1) / 8,
                 [&](index_t begin, index_t end) { loop(args, begin, end, Scratch(linear_scratch(args)).get()); });
   return y;
 }

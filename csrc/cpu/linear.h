@@ -12,33 +12,33 @@ struct Operand {
   bool transposed;  // element (r, k) is data[k * stride + r], else data[r * stride + k]
 };
 
-/// y = a b^T + bias (M, N); or with `glu`, where b and bias have 2 N rows, gelu(the first N columns of that) * the
+/// y = x w^T + bias (M, N); or with `glu`, where w and bias have 2 N rows, gelu(the first N columns of that) * the
 /// rest.
 struct LinearArgs {
   DType dtype;
-  Operand a;         // (M, K)
-  Operand b;         // (N or 2 N, K)
+  Operand x;         // (M, K)
+  Operand w;         // (N or 2 N, K)
   const void* bias;  // (N or 2 N,) or null
   bool glu;
   void* y;  // (M, N), contiguous
   index_t M, N, K;
-  index_t columns;  // of y that one unit of work makes, a multiple of kLinearColumns
+  index_t rows;  // of x that are packed at a time, a multiple of kLinearRows
 };
 
-static constexpr index_t kLinearRows = 48;     // of y that one unit makes: its block of a stays in the L2 cache
-static constexpr index_t kLinearColumns = 64;  // a multiple of the tile's columns on every instruction set
+static constexpr index_t kLinearRows = 32;     // a multiple of the tile's columns on every instruction set
+static constexpr index_t kLinearColumns = 48;  // rows of w that one unit takes: they stay in the L2 cache
 
-/// Units of work, those with the same columns one after another.
+static constexpr index_t kLinearDepth = 256;  // of the inner sum at a time
+
+/// Units of work, those with the same rows one after another.
 static inline index_t linear_units(const LinearArgs& a) {
-  return (a.N + a.columns - 1) / a.columns * ((a.M + kLinearRows - 1) / kLinearRows);
+  const index_t columns = a.glu ? kLinearColumns / 2 : kLinearColumns;
+  return (a.M + a.rows - 1) / a.rows * ((a.N + columns - 1) / columns);
 }
-
-/// Floats between the rows of a packed block of a: K, up to whole vectors of every instruction set.
-static inline index_t linear_depth(index_t K) { return (K + 15) / 16 * 16; }
 
 /// Floats of scratch that one call needs.
 static inline index_t linear_scratch(const LinearArgs& a) {
-  return a.K * a.columns * (a.glu ? 2 : 1) + kLinearRows * (linear_depth(a.K) + kLinearColumns);
+  return a.rows * (a.K + kLinearColumns) + kLinearColumns * kLinearDepth;
 }
 
 struct ColumnSumArgs {

@@ -1,71 +1,60 @@
 // Matrix products in fp32, whatever the element type. Reference: modernbert_fast/reference/linear.py
 
-// A panel makes as many columns of y as its tile has, or with glu half as many: the first vector of a tile's rows then
-// holds a, the second b of gelu(a) * b.
-static_assert(kTileVecs == 2, "one for each half");
+// Tiles hold y transposed: their rows are columns of y, made from rows of w as they lie in memory, and their columns
+// are rows of x, which are packed. x is packed once however wide y is, w never. With glu a unit's first half of rows
+// makes a, the second b of gelu(a) * b.
 
 template <bool kGlu>
-constexpr index_t kPanelColumns = kGlu ? kLanes : kTileColumns;
+constexpr index_t kUnitColumns = kGlu ? kLinearColumns / 2 : kLinearColumns;  // of y
 
-/// The rows of b that make columns [first, first + kPanelColumns) of y -> (K, kTileColumns), zero beyond the last.
-template <class T, bool kGlu>
+/// Rows [first, first + kTileColumns) of x -> (K, kTileColumns), zero beyond the last.
+template <class T>
 void pack_panel(const LinearArgs& a, index_t first, float* panel) {
-  const T* const b = static_cast<const T*>(a.b.data);
-  const index_t columns = smaller(a.N - first, kPanelColumns<kGlu>);
-  if (a.b.transposed) return pack_rows(b + first, a.b.stride, a.K, columns, panel, kTileColumns, kTileColumns);
-  for (index_t v = 0; v < kTileVecs; ++v) {
-    const index_t row = first + v * (kGlu ? a.N : kLanes), rows = columns - (kGlu ? 0 : v * kLanes);
-    pack_transposed(b + row * a.b.stride, a.b.stride, smaller(larger(rows, 0), kLanes), a.K, panel + v * kLanes,
+  const T* const x = static_cast<const T*>(a.x.data);
+  const index_t rows = smaller(a.M - first, kTileColumns);
+  if (a.x.transposed) return pack_rows(x + first, a.x.stride, a.K, rows, panel, kTileColumns, kTileColumns);
+  for (index_t v = 0; v < kTileColumns; v += kLanes)
+    pack_transposed(x + (first + v) * a.x.stride, a.x.stride, smaller(larger(rows - v, 0), kLanes), a.K, panel + v,
                     kTileColumns);
-  }
 }
 
-/// Brings the rows of a panel into the L2 cache, a part at a time, while the panel before it is at work: memory is as
-/// slow as the sums where there are few rows.
+/// w[first..first + rows)[k..k + depth) -> (rows, kLinearDepth)
+template <class T>
+void pack_weights(const LinearArgs& a, index_t first, index_t rows, index_t k, index_t depth, float* block) {
+  const T* const w = static_cast<const T*>(a.w.data);
+  if (!a.w.transposed)
+    return pack_rows(w + first * a.w.stride + k, a.w.stride, rows, depth, block, kLinearDepth, depth);
+  for (index_t i = 0; i < depth; i += kLanes)
+    pack_transposed(w + (k + i) * a.w.stride + first, a.w.stride, smaller(depth - i, kLanes), rows, block + i,
+                    kLinearDepth);
+}
+
+/// Brings the weights of the next step into the L2 cache, some with every tile of this one: memory is as slow as the
+/// sums where there are few rows.
 template <class T, bool kGlu>
 class Prefetch {
  public:
-  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t parts)
-      : b_(static_cast<const char*>(a.b.data)),
-        stride_(a.b.stride * index_t(sizeof(T))),
-        bytes_(a.K * index_t(sizeof(T))),
-        rows_(a.b.transposed ? 0 : smaller(a.N - first, kPanelColumns<kGlu>)),
-        row_(first),
-        end_(first + rows_),
-        second_(kGlu ? a.N + first : end_) {
-    part_ = (rows_ * (kGlu ? 2 : 1) * ((bytes_ + kLine - 1) / kLine) + parts - 1) / parts;
-  }
+  /// For columns [first, first + kUnitColumns) of y and inner elements from k on, during so many tiles.
+  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t k, index_t tiles)
+      : w_(static_cast<const char*>(a.w.data) + k * index_t(sizeof(T))),
+        stride_(a.w.stride * index_t(sizeof(T))),
+        bytes_(smaller(a.K - k, kLinearDepth) * index_t(sizeof(T))),
+        first_(first),
+        gate_(a.N + first),
+        columns_(a.w.transposed ? 0 : smaller(a.N - first, kUnitColumns<kGlu>)),
+        tiles_(tiles) {}
   MODERNBERT_FAST_INLINE void next() {
-    for (index_t i = 0; i < part_; ++i) {
-      if (row_ == end_) {
-        if (row_ >= second_) return;
-        row_ = second_;
-        end_ = second_ + rows_;
-      }
-      __builtin_prefetch(b_ + row_ * stride_ + byte_, 0, 2);
-      byte_ += kLine;
-      if (byte_ < bytes_) continue;
-      byte_ = 0;
-      ++row_;
+    const index_t rows = columns_ * (kGlu ? 2 : 1);
+    for (++tile_; row_ * tiles_ < rows * tile_; ++row_) {
+      const char* const row = w_ + (row_ < columns_ ? first_ + row_ : gate_ + row_ - columns_) * stride_;
+      for (index_t i = 0; i < bytes_; i += 64) __builtin_prefetch(row + i, 0, 2);
     }
   }
 
  private:
-  static constexpr index_t kLine = 64;
-  const char* b_;
-  index_t stride_, bytes_, rows_, row_, end_, second_, part_, byte_ = 0;
+  const char* w_;
+  index_t stride_, bytes_, first_, gate_, columns_, tiles_, row_ = 0, tile_ = 0;
 };
-
-/// a[first..first + rows) -> (rows, linear_depth(K))
-template <class T>
-void pack_block(const LinearArgs& a, index_t first, index_t rows, float* block) {
-  const T* const x = static_cast<const T*>(a.a.data);
-  const index_t stride = linear_depth(a.K);
-  if (!a.a.transposed) return pack_rows(x + first * a.a.stride, a.a.stride, rows, a.K, block, stride, a.K);
-  for (index_t k = 0; k < a.K; k += kLanes)
-    pack_transposed(x + k * a.a.stride + first, a.a.stride, a.K - k < kLanes ? a.K - k : kLanes, rows, block + k,
-                    stride);
-}
 
 /// What storing it as T and loading it again makes of it: the fused op returns the bits of the two.
 template <class T>
@@ -75,60 +64,74 @@ MODERNBERT_FAST_INLINE Vec rounded(Vec value) {
   return load(stored);
 }
 
-/// A row of a panel's sums -> y[0..columns).
+/// Sums (kLinearColumns, kTileColumns) of one panel -> y[m..m + rows)[n..n + columns).
 template <class T, bool kGlu>
-MODERNBERT_FAST_INLINE void write_row(const LinearArgs& a, const float* sum, index_t first, index_t columns, T* y) {
+void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, index_t n, index_t columns) {
   const T* const bias = static_cast<const T*>(a.bias);
-  for_row(columns, [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
-    Vec value = load(sum + c);
-    if (bias) value += load(bias + first + c, lanes);
-    if constexpr (kGlu) {
-      Vec gate = load(sum + kLanes + c);
-      if (bias) gate += load(bias + a.N + first + c, lanes);
-      value = gelu_of(rounded<T>(value)).value * rounded<T>(gate);
+  for (index_t c = 0; c < columns; ++c)
+    for (index_t v = 0; v < kTileColumns; v += kLanes) {
+      float* const sum = sums + c * kTileColumns + v;
+      Vec value = load(sum);
+      if (bias) value += splat(load(bias + n + c, Partial{1})[0]);
+      if constexpr (kGlu) {
+        Vec gate = load(sum + kUnitColumns<kGlu> * kTileColumns);
+        if (bias) gate += splat(load(bias + a.N + n + c, Partial{1})[0]);
+        value = gelu_of(rounded<T>(value)).value * rounded<T>(gate);
+      }
+      store(sum, value);
     }
-    store(y + c, value, lanes);
-  });
+  float turned[kTileColumns * kLinearColumns];
+  for (index_t c = 0; c < columns; c += kLanes)
+    pack_transposed(sums + c * kTileColumns, kTileColumns, smaller(columns - c, kLanes), rows, turned + c,
+                    kLinearColumns);
+  for (index_t r = 0; r < rows; ++r) {
+    T* const y = static_cast<T*>(a.y) + (m + r) * a.N + n;
+    for_row(columns, [&](index_t c, auto lanes, int)
+                         MODERNBERT_FAST_LAMBDA { store(y + c, load(turned + r * kLinearColumns + c), lanes); });
+  }
 }
 
 template <class T, bool kGlu>
 void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
-  constexpr index_t kColumns = kPanelColumns<kGlu>;
-  const index_t blocks = (a.M + kLinearRows - 1) / kLinearRows;
-  float* const panels = scratch;                                            // (columns / kColumns, K, kTileColumns)
-  float* const block = panels + a.columns / kColumns * a.K * kTileColumns;  // (kLinearRows, linear_depth(K))
-  float* const sums = block + kLinearRows * linear_depth(a.K);              // (kLinearRows, kTileColumns)
-  const bool direct = is_same<T, float> && !a.a.transposed;
-  index_t packed = -1;  // the first of the columns that panels hold
+  constexpr index_t kColumns = kUnitColumns<kGlu>, kGroups = kGlu ? 2 : 1;
+  const index_t blocks = (a.N + kColumns - 1) / kColumns;
+  float* const panels = scratch;                        // (rows / kTileColumns, K, kTileColumns)
+  float* const sums = panels + a.rows * a.K;            // (rows / kTileColumns, kLinearColumns, kTileColumns)
+  float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kLinearDepth)
+  const bool direct = is_same<T, float> && !a.w.transposed;
+  const index_t w_stride = direct ? a.w.stride : kLinearDepth;
+  index_t packed = -1;  // the first of the rows that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
-    const index_t n0 = unit / blocks * a.columns, m0 = unit % blocks * kLinearRows;
-    const index_t columns = smaller(a.N - n0, a.columns), rows = smaller(a.M - m0, kLinearRows);
-    const float* x = block;
-    index_t x_stride = linear_depth(a.K);
-    if (direct) {
-      x = static_cast<const float*>(a.a.data) + m0 * a.a.stride;
-      x_stride = a.a.stride;
-    } else {
-      pack_block<T>(a, m0, rows, block);
-    }
-    const bool fresh = packed != n0;
-    packed = n0;
-    const index_t coming = !fresh ? 0 : blocks == 1 && unit + 1 < end ? a.N : n0 + columns;  // columns yet to be packed
-    const index_t tiles = (a.K / kTileDepth + 1) * ((rows + kTileRows - 1) / kTileRows);
-    for (index_t n = n0; n < n0 + columns; n += kColumns) {
-      float* const panel = panels + (n - n0) / kColumns * a.K * kTileColumns;
-      if (fresh) pack_panel<T, kGlu>(a, n, panel);
-      Prefetch<T, kGlu> prefetch(a, n + kColumns < coming ? n + kColumns : a.N, tiles);
-      for (index_t k = 0; k < a.K || k == 0; k += kTileDepth)
-        for (index_t m = 0; m < rows; m += kTileRows) {
-          prefetch.next();
-          tile_rows(smaller(rows - m, kTileRows), x + m * x_stride + k, x_stride, 1, panel + k * kTileColumns,
-                    kTileColumns, smaller(a.K - k, kTileDepth), sums + m * kTileColumns, kTileColumns, k);
+    const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kColumns;
+    const index_t rows = smaller(a.M - m0, a.rows), columns = smaller(a.N - n0, kColumns);
+    if (packed != m0)
+      for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T>(a, m0 + m, panels + m * a.K);
+    packed = m0;
+    const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * kGroups * ((columns + kTileRows - 1) / kTileRows);
+    for (index_t k = 0; k < a.K || k == 0; k += kLinearDepth) {
+      const index_t depth = smaller(a.K - k, kLinearDepth);
+      const bool last = k + kLinearDepth >= a.K;
+      Prefetch<T, kGlu> prefetch(a, last ? (unit + 1) % blocks * kColumns : n0, last ? 0 : k + kLinearDepth, tiles);
+      const float* w[kGroups];
+      for (index_t g = 0; g < kGroups; ++g) {
+        if (direct) {
+          w[g] = static_cast<const float*>(a.w.data) + (g * a.N + n0) * w_stride + k;
+        } else {
+          w[g] = block + g * kColumns * kLinearDepth;
+          pack_weights<T>(a, g * a.N + n0, columns, k, depth, block + g * kColumns * kLinearDepth);
         }
-      for (index_t m = 0; m < rows; ++m)
-        write_row<T, kGlu>(a, sums + m * kTileColumns, n, smaller(n0 + columns - n, kColumns),
-                           static_cast<T*>(a.y) + (m0 + m) * a.N + n);
+      }
+      for (index_t m = 0; m < rows; m += kTileColumns)
+        for (index_t g = 0; g < kGroups; ++g)
+          for (index_t c = 0; c < columns; c += kTileRows) {
+            prefetch.next();
+            tile_rows(smaller(columns - c, kTileRows), w[g] + c * w_stride, w_stride, 1,
+                      panels + m * a.K + k * kTileColumns, kTileColumns, depth,
+                      sums + m * kLinearColumns + (g * kColumns + c) * kTileColumns, kTileColumns, k);
+          }
     }
+    for (index_t m = 0; m < rows; m += kTileColumns)
+      write_panel<T, kGlu>(a, sums + m * kLinearColumns, m0 + m, smaller(rows - m, kTileColumns), n0, columns);
   }
 }
 
