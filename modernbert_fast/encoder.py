@@ -172,8 +172,11 @@ def layer(
     else:
         normed, residual = add_norm(block.attn_norm, x, residual)
     attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
+    # What the next step made from is let go at once: at 8,192 tokens each of these is tens of megabytes.
+    qkv = project(attn.Wqkv, normed).unflatten(-1, (3, -1, attn.head_dim))
+    del normed
     o = ops.attention(
-        project(attn.Wqkv, normed).unflatten(-1, (3, -1, attn.head_dim)),
+        qkv,
         batch.cu_seqlens,
         batch.max_seqlen,
         window=kind.window,
@@ -183,8 +186,11 @@ def layer(
         columns=batch.columns,
         tiles=batch.tiles,
     )
+    del qkv
     attended = attn.out_drop(project(attn.Wo, o.flatten(1)))
+    del o
     normed, residual = add_norm(block.mlp_norm, attended, residual)
+    del attended
     mlp = block.mlp
     inner = mlp.drop(gated(mlp, normed, block.config.hidden_activation))
     x = project(mlp.Wo, inner)
