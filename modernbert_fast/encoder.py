@@ -20,6 +20,7 @@ from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
 
 _ONLY_LOOKS = "transformers.utils.output_capturing"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EXACT_GELU = ("torch.nn.modules.activation.GELU", "transformers.activations.GELUActivation")
 
 
@@ -78,12 +79,14 @@ def _tables(
 
 def is_untouched(module: nn.Module) -> bool:
     """Whether nobody patched or hooked the module; transformers' own hooks for hidden states only look."""
-    if torch.nn.modules.module._has_any_global_hook():
+    own = module.__dict__
+    if torch.nn.modules.module._has_any_global_hook() or "forward" in own:
         return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return "forward" not in module.__dict__ and all(
-        getattr(hook, "__module__", "") == _ONLY_LOOKS for group in hooks for hook in group.values()
-    )
+    for name in _HOOKS:
+        for hook in own[name].values():
+            if getattr(hook, "__module__", "") != _ONLY_LOOKS:
+                return False
+    return True
 
 
 def class_path(module: nn.Module) -> str:

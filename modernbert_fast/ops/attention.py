@@ -26,7 +26,7 @@ def _check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
     checks.floating(qkv=qkv)
     checks.shape("qkv", qkv, None, 3, None, None)
     T, D = qkv.shape[0], qkv.shape[3]
-    checks.cu_seqlens("cu_seqlens", cu_seqlens, T)
+    longest = checks.cu_seqlens("cu_seqlens", cu_seqlens, T)
     checks.shape("columns", columns, T)
     if columns is not None and columns.dtype != torch.int32:
         raise TypeError(f"columns must be int32, got {columns.dtype}")
@@ -38,8 +38,8 @@ def _check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
         check_tables(T, D, qkv, positions, cos, sin)
     if window < GLOBAL:
         raise ValueError(f"window must be {GLOBAL} (global) or a distance >= 0, got {window}")
-    if checks.readable(cu_seqlens) and T and int(cu_seqlens.diff().max()) > max_seqlen:
-        raise ValueError(f"max_seqlen is {max_seqlen}, but a text has {int(cu_seqlens.diff().max())} tokens")
+    if longest > max_seqlen:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but a text has {longest} tokens")
 
 
 def _check_backward(do: Any, qkv: Any, o: Any, lse: Any, *geometry: Any) -> None:

@@ -49,8 +49,8 @@ def same_device(x: torch.Tensor, **others: torch.Tensor | None) -> None:
             raise ValueError(f"{name} is on {other.device}, expected {x.device}")
 
 
-def cu_seqlens(name: str, bounds: torch.Tensor, total: int) -> None:
-    """`bounds` (B+1,) int32 rises from 0 to `total`.
+def cu_seqlens(name: str, bounds: torch.Tensor, total: int) -> int:
+    """`bounds` (B+1,) int32 rises from 0 to `total`. Returns the longest text's length, 0 where nothing is read.
 
     The values are read where that is free (on the CPU), and everywhere under MODERNBERT_FAST_CHECK=strict; kernels
     on other devices clamp instead.
@@ -60,15 +60,19 @@ def cu_seqlens(name: str, bounds: torch.Tensor, total: int) -> None:
     if bounds.dim() != 1 or bounds.numel() < 1:
         raise ValueError(f"{name} must have shape (B + 1,), got {tuple(bounds.shape)}")
     if not readable(bounds):
-        return
+        return 0
     values = bounds.tolist()
     if values[0] != 0:
         raise ValueError(f"{name}[0] must be 0, got {values[0]}")
+    longest = 0
     for i in range(1, len(values)):
-        if values[i] < values[i - 1]:
+        length = values[i] - values[i - 1]
+        if length < 0:
             raise ValueError(f"{name} must not fall: {name}[{i}] = {values[i]} after {values[i - 1]}")
+        longest = max(longest, length)
     if values[-1] != total:
         raise ValueError(f"{name}[-1] must be the number of tokens, {total}, got {values[-1]}")
+    return longest
 
 
 def index_range(name: str, index: torch.Tensor, size: int, low: int = 0) -> None:
