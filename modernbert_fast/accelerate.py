@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from modernbert_fast import dispatch
@@ -121,7 +122,8 @@ class Report:
             lines.append(f"{name or 'model'}: {state} on {device}, {dtype}")
             for op, tried in rows.items():
                 taken = next((backend for backend, objections in tried if not objections), "none")
-                lines.append(f"  {op:<14} {taken}")
+                remark = dispatch.remark(op, taken, getattr(torch, dtype))
+                lines.append(f"  {op:<14} {taken}{remark and f' ({remark})'}")
                 for backend, objections in tried:
                     if objections:
                         lines.append(f"  {'':<14}   not {backend}: {'; '.join(objections)}")

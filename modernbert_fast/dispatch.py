@@ -56,6 +56,7 @@ class Row:
         cannot: flags it does not serve.
         cpu_flags: for a dtype, instruction sets of which the CPU must have one for the row to pay.
         leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
+        widens: dtypes that it multiplies in fp32.
     """
 
     backend: str
@@ -66,6 +67,7 @@ class Row:
     cannot: tuple[str, ...] = ()
     cpu_flags: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     leaves: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
+    widens: tuple[torch.dtype, ...] = ()
 
     def objections(self, op: str, call: Call, forced: bool = False) -> list[str]:
         """Sentences that say why this row cannot, or unless it is forced should not, serve the call."""
@@ -135,7 +137,14 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "linear": (
-        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), leaves=_HALF_PRODUCTS),
+        Row(
+            "cpu",
+            _native("_ops_cpu"),
+            devices=("cpu",),
+            dtypes=(F32, F16, BF16),
+            leaves=_HALF_PRODUCTS,
+            widens=(F16, BF16),
+        ),
         Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
         _REFERENCE,
     ),
@@ -207,6 +216,12 @@ def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
         (row.backend, row.objections(op, call, forced is not None) if forced in (None, row.backend) else passed_over)
         for row in TABLE[op]
     ]
+
+
+def remark(op: str, backend: str, dtype: torch.dtype) -> str:
+    """What a user of this dtype may want to know of the row that serves `op`; empty if nothing."""
+    widens = any(row.backend == backend and dtype in row.widens for row in TABLE[op])
+    return f"multiplies {_short(dtype)} in float32" if widens else ""
 
 
 def survey(

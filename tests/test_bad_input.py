@@ -1,5 +1,7 @@
 """Bad input raises a clear Python error or has a defined result, and the next call works."""
 
+import copy
+
 import hf_models as hf
 import pytest
 import torch
@@ -103,4 +105,7 @@ def test_the_report_names_every_op(fast):
     for op in mf.dispatch.TABLE:
         assert op in text
     assert "packed" in text
+    assert "in float32" not in text
+    half = str(mf.report(copy.deepcopy(fast).half()))
+    assert ("cpu (multiplies float16 in float32)" in half) == ("linear         cpu" in half)
     assert "call accelerate()" in str(mf.report(mf.restore(fast)))

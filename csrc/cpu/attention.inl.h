@@ -151,6 +151,19 @@ void pack_heads(const AttentionForwardArgs& a, const KeyPanel* panels, index_t b
     }
 }
 
+/// factor = exact * rest: queries times `exact` lose nothing when they are rounded to Product's elements, since it is a
+/// power of two, and scores are multiplied by `rest` where it is not 1.
+struct Scale {
+  float exact, rest;
+};
+
+template <class Product>
+MODERNBERT_FAST_INLINE Scale split_scale(float factor) {
+  if (is_same<typename Product::Element, float>) return {factor, 1.0f};
+  const float power = bit_cast<float>(bit_cast<uint32_t>(factor) & 0xff800000u), rest = factor / power;
+  return rest >= 1.0f && rest < 2.0f ? Scale{power, rest} : Scale{factor, 1.0f};
+}
+
 template <class T, class Product>
 void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* scratch) {
   using Element = typename Product::Element;
@@ -168,11 +181,12 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
   const float* const keys = a.keys + (g * a.panels + block.panel) * depth * kTileColumns;
   const float* const values = a.values + (g * wide * a.panels + block.panel * kTileColumns) / kPack * kTileColumns;
 
+  const Scale scale = split_scale<Product>(a.in.scale);
   for (index_t r = 0; r < rows; ++r) {
     float* const row = scores;  // not in use yet
     read_head<T>(a.in, block.first + r, 0, block.head, row);
     for_row(D, [&](index_t d, auto lanes, int)
-                   MODERNBERT_FAST_LAMBDA { store(q + r * D + d, load(row + d, lanes) * splat(a.in.scale), lanes); });
+                   MODERNBERT_FAST_LAMBDA { store(q + r * D + d, load(row + d, lanes) * splat(scale.exact), lanes); });
     peak[r] = -__builtin_inff();
     total[r] = 0;
   }
@@ -198,6 +212,7 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
       if (group.begin >= group.end) continue;
       float* const s = scores + r * kKeyStep + group.begin - step;
       const index_t n = group.end - group.begin;
+      if (scale.rest != 1.0f) scale_row(s, n, scale.rest);
       hide(a.in, block.start, first + r, group, length, s);
       const float higher = largest(s, n, peak[r]);
       const float kept = higher > peak[r] ? exp_not_positive(splat(peak[r] - higher))[0] : 1.0f;
