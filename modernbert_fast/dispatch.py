@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Row:
         cannot: flags it does not serve.
         cpu_flags: for a dtype, instruction sets of which the CPU must have one for the row to pay.
         leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
-        widens: dtypes that it multiplies in fp32.
+        widens: dtypes whose linear layers it multiplies in fp32.
     """
 
     backend: str
@@ -146,7 +146,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             widens=(F16, BF16),
         ),
         Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
-        _REFERENCE,
+        replace(_REFERENCE, widens=(F16, BF16)),
     ),
     "pooling": (
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),

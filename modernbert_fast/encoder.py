@@ -175,7 +175,7 @@ def layer(
     else:
         normed, residual = add_norm(block.attn_norm, x, residual)
     attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
-    # What the next step made from is let go at once: at 8,192 tokens each of these is tens of megabytes.
+    # Each input is dropped once its step is done: at 8,192 tokens it is tens of megabytes.
     qkv = project(attn.Wqkv, normed).unflatten(-1, (3, -1, attn.head_dim))
     del normed
     o = ops.attention(
@@ -196,7 +196,9 @@ def layer(
     del attended
     mlp = block.mlp
     inner = mlp.drop(gated(mlp, normed, block.config.hidden_activation))
+    del normed
     x = project(mlp.Wo, inner)
+    del inner
     return (x, residual) if defer else residual + x
 
 

@@ -26,11 +26,22 @@ def rounded_once(function):
     return forward
 
 
+def gelu_gate(x):
+    a, b = x.chunk(2, -1)
+    return F.gelu(a) * b
+
+
 # Rows whose last bits depend on the number of rows they are given, and what stands in for them. MKL picks its kernel by
 # M; torch's erf of a contiguous row is not its erf of strided ones.
 UNEVEN = {
-    "linear": (("aten", "reference"), rounded_once(F.linear)),
-    "geglu": (("reference",), rounded_once(lambda x: F.gelu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1])),
+    "linear": (
+        ("aten", "reference"),
+        {
+            "forward": rounded_once(F.linear),
+            "forward_geglu": rounded_once(lambda *operands: gelu_gate(F.linear(*operands))),
+        },
+    ),
+    "geglu": (("reference",), {"forward": rounded_once(gelu_gate)}),
 }
 
 
@@ -52,7 +63,7 @@ def model(request, dtype, uneven, monkeypatch):
     """An accelerated tiny model; stand-ins for uneven rows leave the rest to answer for itself."""
     if request.param == "stand-ins":
         for op in uneven:
-            row = dispatch.Row("reference", lambda op: types.SimpleNamespace(forward=UNEVEN[op][1]), devices=None)
+            row = dispatch.Row("reference", lambda op: types.SimpleNamespace(**UNEVEN[op][1]), devices=None)
             monkeypatch.setitem(dispatch.TABLE, op, (row,))
         dispatch._pick.cache_clear()
     elif uneven and dtype == torch.float32 and request.function is test_alone_or_in_a_batch:

@@ -15,7 +15,7 @@ namespace {
 Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
 
 constexpr index_t kMostRows = 128;
-constexpr index_t kMostPacked = 1 << 19;  // floats a thread packs at once: 2 MiB
+constexpr index_t kMostPacked = 1 << 21;  // floats a thread packs at once, 8 MiB, if that is kLinearRows or more
 
 /// y (M, N) of dtype `like` has, from operands that the tensors hold, whichever way. See LinearArgs.
 Tensor product(const Tensor& like, const Operand& x, const Operand& w, const Tensor* bias, bool glu, index_t M,
@@ -24,11 +24,14 @@ Tensor product(const Tensor& like, const Operand& x, const Operand& w, const Ten
   if (M == 0 || N == 0) return y;
   LinearArgs args{
       loop_dtype(like), x, w, bias ? bias->const_data_ptr() : nullptr, glu, y.mutable_data_ptr(), M, N, K, 0};
-  // Many rows at a time read w less often, as even a share of M as can be. No element depends on the choice.
+  // Many rows at a time read w less often, in shares as even as can be; few keep every thread busy. No element depends
+  // on the choice.
   const auto whole = [](index_t rows) { return (rows + kLinearRows - 1) / kLinearRows * kLinearRows; };
-  const index_t most = std::max(kLinearRows, std::min(kMostRows, kMostPacked / std::max<index_t>(K, 1)));
-  const index_t shares = (M + most - 1) / most;
+  const index_t fitting = kMostPacked / std::max<index_t>(K, 1) / kLinearRows * kLinearRows;
+  const index_t most = std::clamp(fitting, kLinearRows, kMostRows), shares = (M + most - 1) / most;
   args.rows = whole((M + shares - 1) / shares);
+  while (args.rows > kLinearRows && linear_units(args) < 4 * static_cast<index_t>(torch::stable::get_num_threads()))
+    args.rows = whole(args.rows / 2);
   Linear* const loop = loops().linear;
   parallel_rows(linear_units(args), args.rows * kLinearColumns * std::max<index_t>(K, 1) / 8,
                 [&](index_t begin, index_t end) { loop(args, begin, end, Scratch(linear_scratch(args)).get()); });

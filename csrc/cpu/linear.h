@@ -25,10 +25,9 @@ struct LinearArgs {
   index_t rows;  // of x that are packed at a time, a multiple of kLinearRows
 };
 
-static constexpr index_t kLinearRows = 32;     // a multiple of the tile's columns on every instruction set
+static constexpr index_t kLinearRows = 32;     // rows are packed in multiples of this, whole tiles everywhere
 static constexpr index_t kLinearColumns = 48;  // rows of w that one unit takes: they stay in the L2 cache
-
-static constexpr index_t kLinearDepth = 256;  // of the inner sum at a time
+static constexpr index_t kLinearDepth = 256;   // of the inner sum at a time
 
 /// Units of work, those with the same rows one after another.
 static inline index_t linear_units(const LinearArgs& a) {

@@ -1,8 +1,13 @@
 // Matrix products in fp32, whatever the element type. Reference: modernbert_fast/reference/linear.py
 
-// Tiles hold y transposed: their rows are columns of y, made from rows of w as they lie in memory, and their columns
-// are rows of x, which are packed. x is packed once however wide y is, w never. With glu a unit's first half of rows
-// makes a, the second b of gelu(a) * b.
+// Tiles hold y transposed: their rows are columns of y, made from rows of w, and their columns are rows of x. fp32
+// weights are read where they lie; half precision and transposed ones are converted kTileDepth at a time. x is packed
+// once by each thread that works on its rows. With glu the first half of a unit's rows makes a, the second b of
+// gelu(a) * b.
+
+static_assert(kLinearRows % kTileColumns == 0, "panels are whole");
+static_assert(kLinearColumns % kLanes == 0, "columns are turned by whole vectors");
+static_assert(kTileDepth % kLanes == 0, "weights are turned by whole vectors");
 
 template <bool kGlu>
 constexpr index_t kUnitColumns = kGlu ? kLinearColumns / 2 : kLinearColumns;  // of y
@@ -18,15 +23,14 @@ void pack_panel(const LinearArgs& a, index_t first, float* panel) {
                     kTileColumns);
 }
 
-/// w[first..first + rows)[k..k + depth) -> (rows, kLinearDepth)
+/// w[first..first + rows)[k..k + depth) -> (rows, kTileDepth)
 template <class T>
 void pack_weights(const LinearArgs& a, index_t first, index_t rows, index_t k, index_t depth, float* block) {
   const T* const w = static_cast<const T*>(a.w.data);
-  if (!a.w.transposed)
-    return pack_rows(w + first * a.w.stride + k, a.w.stride, rows, depth, block, kLinearDepth, depth);
+  if (!a.w.transposed) return pack_rows(w + first * a.w.stride + k, a.w.stride, rows, depth, block, kTileDepth, depth);
   for (index_t i = 0; i < depth; i += kLanes)
     pack_transposed(w + (k + i) * a.w.stride + first, a.w.stride, smaller(depth - i, kLanes), rows, block + i,
-                    kLinearDepth);
+                    kTileDepth);
 }
 
 /// Brings the weights of the next step into the L2 cache, some with every tile of this one: memory is as slow as the
@@ -38,7 +42,7 @@ class Prefetch {
   MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t k, index_t tiles)
       : w_(static_cast<const char*>(a.w.data) + k * index_t(sizeof(T))),
         stride_(a.w.stride * index_t(sizeof(T))),
-        bytes_(smaller(a.K - k, kLinearDepth) * index_t(sizeof(T))),
+        bytes_(smaller(a.K - k, kTileDepth) * index_t(sizeof(T))),
         first_(first),
         gate_(a.N + first),
         columns_(a.w.transposed ? 0 : smaller(a.N - first, kUnitColumns<kGlu>)),
@@ -69,7 +73,7 @@ template <class T, bool kGlu>
 void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, index_t n, index_t columns) {
   const T* const bias = static_cast<const T*>(a.bias);
   for (index_t c = 0; c < columns; ++c)
-    for (index_t v = 0; v < kTileColumns; v += kLanes) {
+    for (index_t v = 0; v < rows; v += kLanes) {
       float* const sum = sums + c * kTileColumns + v;
       Vec value = load(sum);
       if (bias) value += splat(load(bias + n + c, Partial{1})[0]);
@@ -97,9 +101,9 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
   const index_t blocks = (a.N + kColumns - 1) / kColumns;
   float* const panels = scratch;                        // (rows / kTileColumns, K, kTileColumns)
   float* const sums = panels + a.rows * a.K;            // (rows / kTileColumns, kLinearColumns, kTileColumns)
-  float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kLinearDepth)
+  float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kTileDepth)
   const bool direct = is_same<T, float> && !a.w.transposed;
-  const index_t w_stride = direct ? a.w.stride : kLinearDepth;
+  const index_t w_stride = direct ? a.w.stride : kTileDepth;
   index_t packed = -1;  // the first of the rows that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
     const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kColumns;
@@ -108,27 +112,35 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
       for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T>(a, m0 + m, panels + m * a.K);
     packed = m0;
     const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * kGroups * ((columns + kTileRows - 1) / kTileRows);
-    for (index_t k = 0; k < a.K || k == 0; k += kLinearDepth) {
-      const index_t depth = smaller(a.K - k, kLinearDepth);
-      const bool last = k + kLinearDepth >= a.K;
-      Prefetch<T, kGlu> prefetch(a, last ? (unit + 1) % blocks * kColumns : n0, last ? 0 : k + kLinearDepth, tiles);
+    for (index_t k = 0; k < a.K || k == 0; k += kTileDepth) {
+      const index_t depth = smaller(a.K - k, kTileDepth);
+      const bool last = k + kTileDepth >= a.K;
+      const index_t next = !last ? n0 : unit + 1 < end ? (unit + 1) % blocks * kColumns : a.N;
+      Prefetch<T, kGlu> prefetch(a, next, last ? 0 : k + kTileDepth, tiles);
       const float* w[kGroups];
       for (index_t g = 0; g < kGroups; ++g) {
         if (direct) {
           w[g] = static_cast<const float*>(a.w.data) + (g * a.N + n0) * w_stride + k;
         } else {
-          w[g] = block + g * kColumns * kLinearDepth;
-          pack_weights<T>(a, g * a.N + n0, columns, k, depth, block + g * kColumns * kLinearDepth);
+          w[g] = block + g * kColumns * kTileDepth;
+          pack_weights<T>(a, g * a.N + n0, columns, k, depth, block + g * kColumns * kTileDepth);
         }
       }
-      for (index_t m = 0; m < rows; m += kTileColumns)
+      for (index_t m = 0; m < rows; m += kTileColumns) {
+        const bool narrow = rows - m <= kLanes;  // the second vector of the tile would be empty
         for (index_t g = 0; g < kGroups; ++g)
           for (index_t c = 0; c < columns; c += kTileRows) {
             prefetch.next();
-            tile_rows(smaller(columns - c, kTileRows), w[g] + c * w_stride, w_stride, 1,
-                      panels + m * a.K + k * kTileColumns, kTileColumns, depth,
-                      sums + m * kLinearColumns + (g * kColumns + c) * kTileColumns, kTileColumns, k);
+            const index_t count = smaller(columns - c, kTileRows);
+            const float* const panel = panels + m * a.K + k * kTileColumns;
+            float* const sum = sums + m * kLinearColumns + (g * kColumns + c) * kTileColumns;
+            if (narrow)
+              tile_rows<Fp32Product, 1>(count, w[g] + c * w_stride, w_stride, 1, panel, kTileColumns, depth, sum,
+                                        kTileColumns, k);
+            else
+              tile_rows(count, w[g] + c * w_stride, w_stride, 1, panel, kTileColumns, depth, sum, kTileColumns, k);
           }
+      }
     }
     for (index_t m = 0; m < rows; m += kTileColumns)
       write_panel<T, kGlu>(a, sums + m * kLinearColumns, m0 + m, smaller(rows - m, kTileColumns), n0, columns);

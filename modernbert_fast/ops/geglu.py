@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,5 +67,5 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: when the last dimension is odd.
     """
-    y = differentiable(_Geglu, _forward)(x.reshape(-1, x.shape[-1]))
+    y = differentiable(_Geglu, _forward)(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     return y.view(*x.shape[:-1], y.shape[-1])

@@ -8,6 +8,8 @@ from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks,
 
 OP = "linear"
 SIZES = [(0, 8, 4), (1, 1, 1), (2, 7, 3), (17, 64, 65), (65, 128, 33), (130, 96, 48), (257, 33, 130), (9, 768, 64)]
+# Depths and rows around the blocks of the C++ loops, 256 deep and 32 to 128 rows.
+SIZES += [(33, 300, 50), (17, 511, 40), (129, 513, 47)]
 
 
 @pytest.mark.parametrize("T, K, N", SIZES)
@@ -52,6 +54,13 @@ def test_bias_of_many_rows(backend, device):
 
 def test_no_columns_at_all(backend, device):
     assert ops.linear(torch.ones(3, 0, device=device), torch.ones(2, 0, device=device)).tolist() == [[0, 0]] * 3
+
+
+def test_geglu_of_nothing(backend, device):
+    x, weight = torch.ones(3, 4, device=device), torch.ones(0, 4, device=device)
+    assert ops.linear_geglu(x, weight).shape == (3, 0)
+    with dispatch.use_backend("reference", "geglu"):
+        assert ops.linear_geglu(x.requires_grad_(), weight).shape == (3, 0)
 
 
 def test_geglu_has_gradients(backend, device, dtype):

@@ -8,9 +8,9 @@ constexpr index_t kTileRows = 6;  // 12 of 16
 constexpr index_t kTileVecs = 2;
 constexpr index_t kTileColumns = kTileVecs * kLanes;
 
-// Steps of the inner sum between two visits to the accumulators in memory: a panel of b this deep stays in the L1
-// cache.
-constexpr index_t kTileDepth = 256;
+// Steps of the inner sum between two visits to the accumulators in memory: a panel of b this deep fits the L1 cache
+// (16 KiB with AVX2).
+constexpr index_t kTileDepth = kLinearDepth;
 
 MODERNBERT_FAST_INLINE index_t whole_tiles(index_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
 
@@ -25,42 +25,42 @@ struct Fp32Product {
 };
 
 /// c[r][n] = (c[r][n] +) the sum over k < K of a[r][k] * b[k][n], in the order of k, for r < kRows and n <
-/// kTileColumns. Rows of a are a_stride apart and its columns a_step, in Elements; columns of b and c are contiguous.
-/// An element's sum does not depend on kRows, so a row of a product is the same in any company. What is accumulated
-/// joins last: sums of sums are more accurate than one long sum.
-template <class Product, index_t kRows>
+/// kVecs * kLanes. Rows of a are a_stride apart and its columns a_step, in Elements; columns of b and c are contiguous.
+/// An element's sum depends neither on kRows nor on kVecs, so a row of a product is the same in any company. What is
+/// accumulated joins last: sums of sums are more accurate than one long sum.
+template <class Product, index_t kRows, index_t kVecs>
 void tile(const typename Product::Element* a, index_t a_stride, index_t a_step, const float* b, index_t b_stride,
           index_t K, float* c, index_t c_stride, bool accumulate) {
-  Vec acc[kRows][kTileVecs];
+  Vec acc[kRows][kVecs];
   for (index_t r = 0; r < kRows; ++r)
-    for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = Vec{};
+    for (index_t v = 0; v < kVecs; ++v) acc[r][v] = Vec{};
   for (index_t k = 0; k < K; ++k) {
-    Vec row[kTileVecs];
+    Vec row[kVecs];
 #pragma GCC unroll 2
-    for (index_t v = 0; v < kTileVecs; ++v) row[v] = load(b + k * b_stride + v * kLanes);
+    for (index_t v = 0; v < kVecs; ++v) row[v] = load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 12
     for (index_t r = 0; r < kRows; ++r) {
       const Vec scale = Product::broadcast(a + r * a_stride + k * a_step);
 #pragma GCC unroll 2
-      for (index_t v = 0; v < kTileVecs; ++v) acc[r][v] = Product::add(scale, row[v], acc[r][v]);
+      for (index_t v = 0; v < kVecs; ++v) acc[r][v] = Product::add(scale, row[v], acc[r][v]);
     }
   }
   for (index_t r = 0; r < kRows; ++r)
-    for (index_t v = 0; v < kTileVecs; ++v) {
+    for (index_t v = 0; v < kVecs; ++v) {
       float* const sum = c + r * c_stride + v * kLanes;
       store(sum, accumulate ? load(sum) + acc[r][v] : acc[r][v]);
     }
 }
 
 /// tile() for any number of rows up to kRows.
-template <class Product = Fp32Product, index_t kRows = kTileRows>
+template <class Product = Fp32Product, index_t kVecs = kTileVecs, index_t kRows = kTileRows>
 MODERNBERT_FAST_INLINE void tile_rows(index_t rows, const typename Product::Element* a, index_t a_stride,
                                       index_t a_step, const float* b, index_t b_stride, index_t K, float* c,
                                       index_t c_stride, bool accumulate) {
   if (rows == kRows) {
-    tile<Product, kRows>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
+    tile<Product, kRows, kVecs>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
   } else if constexpr (kRows > 1) {
-    tile_rows<Product, kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
+    tile_rows<Product, kVecs, kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
   }
 }
 
