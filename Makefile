@@ -8,7 +8,7 @@
 #   bench-rivals   installs ONNX Runtime and OpenVINO too, then the encoder against them all (takes an hour)
 #   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass
 #   test-emulated  the op tests on the loops of instruction sets that this machine lacks, in plain C++
-#   test-sanitize  the op tests under ASan with UBSan, TSan and glibc's heap checks (GCC; ten minutes or so)
+#   test-sanitize  the op tests under ASan with UBSan, TSan and glibc's heap checks (GCC; half an hour or more)
 #   test-abi   runs the native tests of this build under another torch (a large download)
 #   clean      removes what was built, and .venv
 

@@ -72,7 +72,7 @@ MODERNBERT_FAST_INLINE Vec rounded(Vec value) {
 template <class T, bool kGlu>
 void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, index_t n, index_t columns) {
   const T* const bias = static_cast<const T*>(a.bias);
-  for (index_t c = 0; c < columns; ++c)
+  for (index_t c = 0; (kGlu || bias) && c < columns; ++c)
     for (index_t v = 0; v < rows; v += kLanes) {
       float* const sum = sums + c * kTileColumns + v;
       Vec value = load(sum);
@@ -122,8 +122,9 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
         if (direct) {
           w[g] = static_cast<const float*>(a.w.data) + (g * a.N + n0) * w_stride + k;
         } else {
-          w[g] = block + g * kColumns * kTileDepth;
-          pack_weights<T>(a, g * a.N + n0, columns, k, depth, block + g * kColumns * kTileDepth);
+          float* const rows_of_group = block + g * kColumns * kTileDepth;
+          pack_weights<T>(a, g * a.N + n0, columns, k, depth, rows_of_group);
+          w[g] = rows_of_group;
         }
       }
       for (index_t m = 0; m < rows; m += kTileColumns) {

@@ -67,5 +67,10 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: when the last dimension is odd.
     """
-    y = differentiable(_Geglu, _forward)(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
+    y = differentiable(_Geglu, _forward)(rows(x))
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """(..., K) -> (T, K), K = 0 included, which reshape(-1, K) is not."""
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

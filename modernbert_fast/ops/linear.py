@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks
-from modernbert_fast.ops.geglu import geglu
+from modernbert_fast.ops.geglu import geglu, rows
 
 
 def _check_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -95,7 +94,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Raises:
         TypeError, ValueError: on dtypes or shapes that do not fit.
     """
-    y = differentiable(_Linear, _forward)(_rows(x), weight, bias)
+    y = differentiable(_Linear, _forward)(rows(x), weight, bias)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -114,9 +113,4 @@ def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     """
     if differentiable(_Linear, _forward_geglu) is not _forward_geglu:
         return geglu(linear(x, weight, bias))
-    return _forward_geglu(_rows(x), weight, bias).view(*x.shape[:-1], weight.shape[0] // 2)
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(..., K) -> (T, K), K = 0 included."""
-    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return _forward_geglu(rows(x), weight, bias).view(*x.shape[:-1], weight.shape[0] // 2)
