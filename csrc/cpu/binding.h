@@ -56,14 +56,15 @@ inline DType loop_dtype(const Tensor& x) {
   }
 }
 
-constexpr int64_t kAlwaysMapped = 32 << 20;  // bytes
+constexpr int64_t kLarge = 4 << 20;  // bytes
 
-/// Asks for huge pages. glibc maps a block beyond 32 MiB afresh each time, and the kernel then clears it page by page
-/// at the first touch: a quarter of the time of the product that fills it (docs/decisions/0008).
+/// Asks for huge pages. glibc maps a block beyond 32 MiB afresh each time, and the top of its heap comes and goes; the
+/// kernel then clears it page by page at the first touch: up to a quarter of the time of the product that fills it
+/// (docs/decisions/0008).
 inline void want_huge_pages(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 4096;
-  if (bytes <= kAlwaysMapped) return;
+  if (bytes <= kLarge) return;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
