@@ -91,6 +91,10 @@ inline void check_dtype(const Tensor& x, const char* name, std::initializer_list
   fail<std::invalid_argument>(name, " must be ", names.str(), ", got ", dtype_name(x.scalar_type()));
 }
 
+inline void check_floating(const Tensor& x, const char* name) {
+  check_dtype(x, name, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
+}
+
 inline void check_same_device(const Tensor& x, const char* name, const Tensor& like, const char* like_name) {
   check(x.device() == like.device(), name, " and ", like_name, " must be on the same device");
 }

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +16,7 @@ HALF = (F16, BF16)
 FLOATS = (F64, F32, F16, BF16)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The static facts of one call: all that a row may object to, and nothing about the values.
 
     Attributes:
@@ -35,8 +34,7 @@ class Call:
 
 def call_of(x: torch.Tensor, *others: torch.Tensor | None, width: int | None = None, flags: Iterable[str] = ()) -> Call:
     """The facts of a call on `x` and its other tensor arguments."""
-    tensors = [x, *(t for t in others if t is not None)]
-    dtypes = frozenset(t.dtype for t in tensors if t.is_floating_point())
+    dtypes = frozenset([t.dtype for t in (x, *others) if t is not None and t.is_floating_point()])
     return Call(x.device.type, dtypes, x.shape[-1] if width is None else width, frozenset(flags))
 
 

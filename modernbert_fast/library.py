@@ -1,7 +1,7 @@
 """define(): one schema, one fake and one check become one torch op; and the loading of the compiled parts.
 
 An op `<op>_<function>` is opaque to torch.compile. Its body checks its arguments, lets dispatch pick a row of the
-table, and calls `<function>` of that row's backend.
+table, and calls `<function>` of that row's backend. Compiled ops check their arguments themselves.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parent
 NAMESPACE = "modernbert_fast"
 NATIVE_NAMESPACE = "modernbert_fast_C"
 
+_CHECKS = "checks_its_arguments"
+
 # Keeping the Library object alive keeps its registrations alive.
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -34,15 +36,21 @@ def define(schema: str, *, op: str, fake: Callable, call: Callable[..., dispatch
         op: the row of `dispatch.TABLE` that serves it.
         fake: shapes and dtypes of the results, for tracing.
         call: the static facts a row may object to, from the op's arguments.
-        check: raises ValueError, TypeError or IndexError on arguments no backend may see.
+        check: raises ValueError, TypeError or IndexError on arguments no backend may see; for those that a compiled
+            op refused it finds the words.
     """
     name = schema.partition("(")[0]
     function = name.removeprefix(f"{op}_")
 
     def run(*args: Any) -> Any:
-        check(*args)
-        backend = dispatch.pick(op, call(*args))
-        return getattr(backend, function)(*args)
+        try:
+            backend = dispatch.pick(op, call(*args))
+            if not getattr(backend, _CHECKS, False):
+                check(*args)
+            return getattr(backend, function)(*args)
+        except Exception:
+            check(*args)
+            raise
 
     def trace(*args: Any) -> Any:
         if len(devices := {x.device for x in args if isinstance(x, torch.Tensor)}) > 1:
@@ -88,7 +96,8 @@ def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
         if not functions:
             raise ImportError(f"{library} holds no {op}")
         native = getattr(torch.ops, NATIVE_NAMESPACE)
-        return SimpleNamespace(**{short: getattr(native, full).default for short, full in functions.items()})
+        ops = {short: getattr(native, full).default for short, full in functions.items()}
+        return SimpleNamespace(**ops, **{_CHECKS: True})
 
     return load
 

@@ -252,8 +252,8 @@ X = torch.randn(5, 12)
 ROW = X[:, 0].contiguous()
 
 
-def norm(x, residual=None, weight=None):
-    return ops.layer_norm_forward(x, residual, weight, None, EPS)
+def norm(x, residual=None, weight=None, bias=None):
+    return ops.layer_norm_forward(x, residual, weight, bias, EPS)
 
 
 def norm_backward(dy, dsum=None, rstd=ROW):
@@ -277,6 +277,27 @@ def pool(starts, mode="mean"):
     return ops.pooling_forward(X, torch.tensor(starts, dtype=torch.int32), mode, False)
 
 
+CU = torch.tensor([0, 5], dtype=torch.int32)
+QKV = torch.randn(5, 3, 2, 4)
+
+
+def attend(tiles=CU[None], max_seqlen=5, window=-1):
+    return ops.attention_forward(QKV, CU, None, None, None, None, tiles, max_seqlen, window, 0.5)
+
+
+def attend_backward(do):
+    o, lse = attend()
+    return ops.attention_backward(do, QKV, o, lse, CU, None, None, None, None, CU[None], 5, -1, 0.5)
+
+
+def linear_backward(dy):
+    return ops.linear_backward(dy, X, X, True, True, True)
+
+
+def best_backward(dscores):
+    return ops.maxsim_backward(dscores, X, X, CU, CU, ops.maxsim_forward(X, X, CU, CU, False)[1], False)
+
+
 BAD_CALLS = [
     (ValueError, r"x must have 2 dimensions, got shape \(12,\)", lambda: norm(X[0])),
     (ValueError, "x must be float32, bfloat16, float16, got float64", lambda: norm(X.double())),
@@ -284,6 +305,13 @@ BAD_CALLS = [
     (ValueError, r"residual must be \(T, C\) = \(5, 12\), got \(4, 12\)", lambda: norm(X, X[1:])),
     (ValueError, "residual must be .*float32, got float16", lambda: norm(X, X.half())),
     (ValueError, r"weight must be \(C,\) = \(12,\), got \(11,\)", lambda: norm(X, None, X[0, 1:])),
+    (ValueError, "bias needs a weight", lambda: norm(X, None, None, X[0])),
+    (ValueError, r"tiles must be \(N, 2\) = \(2, 2\), got \(2,\)", lambda: attend(CU)),
+    (ValueError, "max_seqlen is 4, but a text has 5 tokens", lambda: attend(max_seqlen=4)),
+    (ValueError, "window must be -1 .* got -2", lambda: attend(window=-2)),
+    (ValueError, "do must be float32, .* got int64", lambda: attend_backward(QKV[:, 0].long())),
+    (ValueError, "dscores must be float32, .* got int64", lambda: best_backward(torch.ones(1, 1).long())),
+    (ValueError, "dy must be float32, .* got int64", lambda: linear_backward(X[:, :5].long())),
     (ValueError, r"dsum must be \(T, C\)", lambda: norm_backward(X, X[:2])),
     (ValueError, "dy must be float32, got bfloat16", lambda: norm_backward(X.bfloat16())),
     (ValueError, r"rstd must be \(T,\) = \(5,\)", lambda: norm_backward(X, rstd=X[0])),

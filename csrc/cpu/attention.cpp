@@ -23,9 +23,14 @@ class Inputs {
  public:
   Inputs(const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-         int64_t window, double scale)
+         const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale)
       : qkv_(with_contiguous_heads(qkv)), bounds_(checked_bounds(cu_seqlens, qkv.size(0))) {
     check_same_device(cu_seqlens, "cu_seqlens", qkv, "qkv");
+    check_shape(tiles, "tiles", {tiles.dim() ? tiles.size(0) : 0, 2}, "(N, 2)");
+    check(window >= -1, "window must be -1 (global) or a distance >= 0, got ", window);
+    for (index_t text = 0; text < texts(); ++text)
+      check(start(text + 1) - start(text) <= max_seqlen, "max_seqlen is ", max_seqlen, ", but a text has ",
+            start(text + 1) - start(text), " tokens");
     check(positions.has_value() == cos.has_value() && cos.has_value() == sin.has_value(),
           "positions, cos and sin come together or not at all");
     args_.dtype = loop_dtype(qkv_);
@@ -72,8 +77,8 @@ class Inputs {
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
                                              const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
                                              const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-                                             const Tensor&, int64_t, int64_t window, double scale) {
-  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, window, scale);
+                                             const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale) {
+  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale);
   const AttentionArgs& in = inputs.args();
   Tensor o = new_tensor({in.T, in.H, in.D}, qkv.scalar_type());
   Tensor lse = new_tensor({in.H, in.T}, ScalarType::Float);
@@ -128,10 +133,12 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
 Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor& o, const Tensor& lse,
                           const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
                           const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-                          const std::optional<Tensor>& columns, const Tensor&, int64_t, int64_t window, double scale) {
-  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, window, scale);
+                          const std::optional<Tensor>& columns, const Tensor& tiles, int64_t max_seqlen, int64_t window,
+                          double scale) {
+  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale);
   const AttentionArgs& in = inputs.args();
   check_shape(d_o_in, "do", {in.T, in.H, in.D}, "(T, H, D)");
+  check_floating(d_o_in, "do");
   check_shape(o, "o", {in.T, in.H, in.D}, "(T, H, D)");
   check_shape(lse, "lse", {in.H, in.T}, "(H, T)");
   check_same_device(d_o_in, "do", qkv, "qkv");

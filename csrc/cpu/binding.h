@@ -102,7 +102,7 @@ inline void check_heads(const Tensor& qkv) {
 class RotaryTables {
  public:
   RotaryTables(const Tensor& qkv, const Tensor& positions, const Tensor& cos, const Tensor& sin)
-      : positions_(positions), cos_(cos), sin_(sin) {
+      : cos_(as_contiguous(cos)), sin_(as_contiguous(sin)) {
     check(qkv.size(3) % 2 == 0, "qkv must be (T, 3, H, D) with D even, got ", qkv);
     check_shape(positions, "positions", {qkv.size(0)}, "(T,)");
     check_dtype(positions, "positions", {ScalarType::Int, ScalarType::Long});
@@ -111,16 +111,13 @@ class RotaryTables {
     const int64_t P = cos.size(0);
     check_table(cos, "cos", P, qkv);
     check_table(sin, "sin", P, qkv);
-    positions_ = as_contiguous(as_dtype(positions, ScalarType::Long));
-    cos_ = as_contiguous(cos);
-    sin_ = as_contiguous(sin);
-    const int64_t* const position = get().positions;
-    for (int64_t t = 0; t < qkv.size(0); ++t)
-      check_index(position[t] >= 0 && position[t] < P, "positions[", t, "] = ", position[t], " is outside [0, ", P,
-                  ")");
+    if (positions.scalar_type() == ScalarType::Int)
+      read_positions<int32_t>(positions, P);
+    else
+      read_positions<int64_t>(positions, P);
   }
   Rotary get() const {
-    return {static_cast<const int64_t*>(positions_.const_data_ptr()), static_cast<const float*>(cos_.const_data_ptr()),
+    return {positions_.data(), static_cast<const float*>(cos_.const_data_ptr()),
             static_cast<const float*>(sin_.const_data_ptr()), cos_.size(1)};
   }
 
@@ -130,7 +127,17 @@ class RotaryTables {
     check_dtype(table, name, {ScalarType::Float});
     check_same_device(table, name, qkv, "qkv");
   }
-  Tensor positions_, cos_, sin_;
+  template <class Int>
+  void read_positions(const Tensor& positions, int64_t P) {
+    const Tensor contiguous = as_contiguous(positions);
+    const Int* const position = static_cast<const Int*>(contiguous.const_data_ptr());
+    positions_.assign(position, position + contiguous.size(0));
+    for (size_t t = 0; t < positions_.size(); ++t)
+      check_index(positions_[t] >= 0 && positions_[t] < P, "positions[", t, "] = ", positions_[t], " is outside [0, ",
+                  P, ")");
+  }
+  std::vector<int64_t> positions_;
+  Tensor cos_, sin_;
 };
 
 /// Whether x is so large that what is written first is gone from the caches before anyone reads it.

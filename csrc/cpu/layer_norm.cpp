@@ -59,6 +59,7 @@ Result forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::
   std::optional<Tensor> residual;
   if (residual_in) residual = with_contiguous_rows(*residual_in);
   const Tensor& stream = residual ? *residual : x;  // holds the dtype of what is normalised
+  check(weight || !bias, "bias needs a weight");
   const Affine w(weight, "weight", stream, C, 1.0f), b(bias, "bias", stream, C, 0.0f);
 
   Tensor y = new_tensor({T, C}, stream.scalar_type());

@@ -74,6 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Te
   check_operands(x_in, weight_in, std::nullopt);
   const index_t M = x_in.size(0), K = x_in.size(1), N = weight_in.size(0);
   check_shape(dy_in, "dy", {M, N}, "(T, N)");
+  check_floating(dy_in, "dy");
   check_same_device(dy_in, "dy", x_in, "x");
   const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
   const Tensor dy = with_contiguous_rows(as_dtype(dy_in, x.scalar_type()));

@@ -115,6 +115,7 @@ std::tuple<Tensor, Tensor> maxsim_backward(const Tensor& dscores_in, const Tenso
   inputs.check_results(dscores_in, "dscores", in.queries, "(Bq, Bd), or (B,) pairwise");
   inputs.check_results(argmax_in, "argmax", Tq, "(Tq, Bd), or (Tq,) pairwise");
   check_dtype(argmax_in, "argmax", {ScalarType::Int});
+  check_floating(dscores_in, "dscores");
   check_same_device(dscores_in, "dscores", q, "q");
   check_same_device(argmax_in, "argmax", q, "q");
   const Tensor dscores = as_contiguous(as_dtype(dscores_in, ScalarType::Float)), argmax = as_contiguous(argmax_in);
