@@ -9,7 +9,7 @@ AttentionScratch attention_scratch(index_t D, index_t longest) {
   const index_t wide = whole_tiles(D), keys = whole_tiles(longest);
   return {
       kTileColumns * D,
-      kQueryBlock * (D + wide + kKeyStep + 2),
+      kQueryBlock * (D + wide + kLanes + 1) + larger(kTileRows, BFloat16Product::kRows) * kKeyStep,
       keys * (3 * D + 3 * wide) + 2 * kTileRows * keys + 2 * kTileRows * wide,
   };
 }
@@ -22,7 +22,8 @@ MODERNBERT_FAST_INLINE void read_head(const AttentionArgs& a, index_t token, ind
   for_row(a.D, [&](index_t d, auto lanes, int) MODERNBERT_FAST_LAMBDA { store(y + d, load(x + d, lanes), lanes); });
 }
 
-MODERNBERT_FAST_INLINE void scale_row(float* x, index_t n, float factor) {
+template <class X>
+MODERNBERT_FAST_INLINE void scale_row(X* x, index_t n, float factor) {
   for_row(n, [&](index_t d, auto lanes, int)
                  MODERNBERT_FAST_LAMBDA { store(x + d, load(x + d, lanes) * splat(factor), lanes); });
 }
@@ -57,53 +58,67 @@ MODERNBERT_FAST_INLINE Range reach(index_t window, index_t first, index_t rows, 
   return {larger(0, first - smaller(window, first)), smaller(length, first + rows + smaller(window, length))};
 }
 
-/// Whole panels around a range.
-MODERNBERT_FAST_INLINE Range panels_around(Range keys) {
-  return {keys.begin / kTileColumns * kTileColumns, whole_tiles(keys.end)};
+/// The range from and to multiples of grain.
+MODERNBERT_FAST_INLINE Range widened(Range keys, index_t grain) {
+  return {keys.begin / grain * grain, (keys.end + grain - 1) / grain * grain};
 }
 
-/// s[j - keys.begin] = -inf for every j of keys that query i of the text does not see.
+/// s[j - keys.begin] = -inf for every j of keys, whole vectors of them, that query i of the text does not see.
 MODERNBERT_FAST_INLINE void hide(const AttentionArgs& a, index_t start, index_t i, Range keys, index_t length,
                                  float* s) {
-  const float hidden = -__builtin_inff();
+  const Vec hidden = splat(-__builtin_inff());
   const Range seen = reach(a.window, i, 1, length);
-  for (index_t j = keys.begin; j < smaller(keys.end, seen.begin); ++j) s[j - keys.begin] = hidden;
-  for (index_t j = larger(keys.begin, seen.end); j < keys.end; ++j) s[j - keys.begin] = hidden;
+  Bits lane;
+  for (index_t l = 0; l < kLanes; ++l) lane[l] = l;
+  const auto hide_around = [&](index_t j) MODERNBERT_FAST_LAMBDA {
+    const Bits key = lane + static_cast<uint32_t>(j - seen.begin);
+    float* const p = s + j - keys.begin;
+    store(p, key < Bits{} + static_cast<uint32_t>(seen.end - seen.begin) ? load(p) : hidden);
+  };
+  for (index_t j = keys.begin; j < smaller(keys.end, seen.begin); j += kLanes) hide_around(j);
+  for (index_t j = larger(keys.begin, seen.end / kLanes * kLanes); j < keys.end; j += kLanes) hide_around(j);
   if (a.window < 0 || !a.columns) return;
   const int64_t column = a.columns[start + i];
   for (index_t j = larger(keys.begin, seen.begin); j < smaller(keys.end, seen.end); ++j) {
     const int64_t distance = column - a.columns[start + j];
-    if (distance > a.window || -distance > a.window) s[j - keys.begin] = hidden;
+    if (distance > a.window || -distance > a.window) s[j - keys.begin] = hidden[0];
   }
 }
 
 /// The largest of x[0..n), n a multiple of kLanes; `least` if that is larger.
 MODERNBERT_FAST_INLINE float largest(const float* x, index_t n, float least) {
   Vec best[2] = {splat(least), splat(least)};
-  for (index_t j = 0; j < n; j += kTileColumns)
-    for (index_t v = 0; v < kTileVecs; ++v) {
-      const Vec value = load(x + j + v * kLanes);
-      best[v] = value > best[v] ? value : best[v];
-    }
-  float lane[kLanes];
-  store(lane, best[0] > best[1] ? best[0] : best[1]);
-  float peak = lane[0];
-  for (index_t i = 1; i < kLanes; ++i) peak = lane[i] > peak ? lane[i] : peak;
-  return peak;
+  index_t j = 0;
+  for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
+    best[0] = larger(load(x + j), best[0]);
+    best[1] = larger(load(x + j + kLanes), best[1]);
+  }
+  if (j < n) best[0] = larger(load(x + j), best[0]);
+  return largest_lane(larger(best[0], best[1]));
 }
 
-/// y[j] = exp(x[j] - peak) for j < n, a multiple of kTileColumns; y may start where x does or before. Returns the sum.
+/// y[j] = 2^(factor (x[j] - peak)) for j < n, a multiple of kLanes; up to the next multiple of 2 kLanes it is 0. y may
+/// start where x does or before. Returns the sum, in parts.
 template <class Y>
-MODERNBERT_FAST_INLINE float exponentials(const float* x, index_t n, float peak, Y* y) {
+MODERNBERT_FAST_INLINE Vec exponentials(const float* x, index_t n, float peak, float factor, Y* y) {
   const Vec base = splat(peak > -__builtin_inff() ? peak : 0.0f);  // all hidden: all zero
-  Sum total;
-  for (index_t j = 0; j < n; j += kTileColumns)
-    for (index_t v = 0; v < kTileVecs; ++v) {
-      const Vec p = exp_not_positive(load(x + j + v * kLanes) - base);
-      store(y + j + v * kLanes, p);
-      total.part[v] += p;
-    }
-  return total.total();
+  const auto power = [&](index_t j) MODERNBERT_FAST_LAMBDA {
+    return exp2_not_positive<is_same<Y, BFloat16>>((load(x + j) - base) * splat(factor));
+  };
+  Vec total[2] = {};
+  index_t j = 0;
+  for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
+    const Vec low = power(j), high = power(j + kLanes);
+    total[0] += low;
+    total[1] += high;
+    store_two(y + j, low, high);
+  }
+  if (j < n) {
+    const Vec last = power(j);
+    total[0] += last;
+    store_two(y + j, last, Vec{});
+  }
+  return total[0] + total[1];
 }
 
 // ---- forward, with a product of fp32 or of bfloat16
@@ -151,19 +166,6 @@ void pack_heads(const AttentionForwardArgs& a, const KeyPanel* panels, index_t b
     }
 }
 
-/// factor = exact * rest: queries times `exact` lose nothing when they are rounded to Product's elements, since it is a
-/// power of two, and scores are multiplied by `rest` where it is not 1.
-struct Scale {
-  float exact, rest;
-};
-
-template <class Product>
-MODERNBERT_FAST_INLINE Scale split_scale(float factor) {
-  if (is_same<typename Product::Element, float>) return {factor, 1.0f};
-  const float power = bit_cast<float>(bit_cast<uint32_t>(factor) & 0xff800000u), rest = factor / power;
-  return rest >= 1.0f && rest < 2.0f ? Scale{power, rest} : Scale{factor, 1.0f};
-}
-
 template <class T, class Product>
 void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* scratch) {
   using Element = typename Product::Element;
@@ -171,71 +173,78 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
   static_assert(kQueryBlock % kRows == 0, "scratch has room for whole groups of rows");
   const index_t D = a.in.D, depth = D / kPack, wide = whole_tiles(D), length = block.end - block.start;
   const index_t first = block.first - block.start, rows = smaller(kQueryBlock, length - first);
-  float* const sums = scratch;                                         // (rows, wide)
-  float* const scores = sums + kQueryBlock * wide;                     // (rows, kKeyStep)
-  float* const peak = scores + kQueryBlock * kKeyStep;                 // (rows,)
-  float* const total = peak + kQueryBlock;                             // (rows,)
-  Element* const q = reinterpret_cast<Element*>(total + kQueryBlock);  // (rows, D)
-  Element* const weights = reinterpret_cast<Element*>(scores);         // in place: (rows, kPack * kKeyStep)
+  float* const sums = scratch;                                               // (kQueryBlock, wide)
+  float* const totals = sums + kQueryBlock * wide;                           // (kQueryBlock, kLanes), in parts
+  float* const peaks = totals + kQueryBlock * kLanes;                        // (kQueryBlock,)
+  float* const scores = peaks + kQueryBlock;                                 // (kRows, kKeyStep), in the L1 cache
+  Element* const q = reinterpret_cast<Element*>(scores + kRows * kKeyStep);  // (kQueryBlock, D)
+  Element* const weights = reinterpret_cast<Element*>(scores);               // in place: (kRows, kPack * kKeyStep)
   const index_t g = block.head - a.first_head;
   const float* const keys = a.keys + (g * a.panels + block.panel) * depth * kTileColumns;
   const float* const values = a.values + (g * wide * a.panels + block.panel * kTileColumns) / kPack * kTileColumns;
 
-  const Scale scale = split_scale<Product>(a.in.scale);
+  // Scores are scaled after the product, in fp32; the sign, which decides what is largest, goes to the queries before.
+  const float scale = __builtin_fabsf(a.in.scale), least = 0x1p-126f;  // -inf * 0 would be NaN
+  const float factor = (scale < least ? least : scale) * kLog2E;
   for (index_t r = 0; r < rows; ++r) {
-    float* const row = scores;  // not in use yet
-    read_head<T>(a.in, block.first + r, 0, block.head, row);
-    for_row(D, [&](index_t d, auto lanes, int)
-                   MODERNBERT_FAST_LAMBDA { store(q + r * D + d, load(row + d, lanes) * splat(scale.exact), lanes); });
-    peak[r] = -__builtin_inff();
-    total[r] = 0;
+    read_head<T>(a.in, block.first + r, 0, block.head, q + r * D);
+    if (a.in.scale < 0) scale_row(q + r * D, D, -1.0f);
+    peaks[r] = -__builtin_inff();
   }
-  memset(sums, 0, rows * wide * sizeof(float));
+  memset(sums, 0, (totals + rows * kLanes - sums) * sizeof(float));
 
-  const Range all = panels_around(reach(a.in.window, first, rows, length));
-  for (index_t step = all.begin; step < all.end; step += kKeyStep) {
-    const Range step_keys = {step, smaller(step + kKeyStep, all.end)};
-    // The part of the step that a group of rows sees.
-    const auto seen = [&](index_t r) MODERNBERT_FAST_LAMBDA -> Range {
-      const Range group = panels_around(reach(a.in.window, first + r, smaller(kRows, rows - r), length));
-      return {larger(step_keys.begin, group.begin), smaller(step_keys.end, group.end)};
-    };
-    for (index_t j = step_keys.begin; j < step_keys.end; j += kTileColumns)
-      for (index_t r = 0; r < rows; r += kRows) {
-        const Range group = seen(r);
-        if (j < group.begin || j >= group.end) continue;
-        multiply<Product>(smaller(kRows, rows - r), q + r * D, D, keys + j * depth, depth,
-                          scores + r * kKeyStep + j - step, kKeyStep, false);
+  constexpr index_t kGrain = kMultipliesBlocks ? kTileColumns : kLanes;
+  const Range all = widened(reach(a.in.window, first, rows, length), kGrain);
+  for (index_t step = all.begin; step < all.end; step += kKeyStep)
+    for (index_t r = 0; r < rows; r += kRows) {
+      const index_t some = smaller(kRows, rows - r);
+      const Range near = reach(a.in.window, first + r, some, length), whole = widened(near, kGrain);
+      const Range seen = {larger(step, whole.begin), smaller(step + kKeyStep, whole.end)};
+      const index_t n = seen.end - seen.begin;
+      if (n <= 0) continue;
+      for (index_t j = seen.begin; j < seen.end;) {
+        const float* const panel = keys + j / kTileColumns * kTileColumns * depth + j % kTileColumns;
+        float* const s = scores + j - seen.begin;
+        if (j % kTileColumns || seen.end - j < kTileColumns) {
+          multiply<Product, 1>(some, q + r * D, D, panel, depth, s, kKeyStep, false);
+          j += kLanes;
+        } else {
+          multiply<Product>(some, q + r * D, D, panel, depth, s, kKeyStep, false);
+          j += kTileColumns;
+        }
       }
-    for (index_t r = 0; r < rows; ++r) {
-      const Range group = seen(r / kRows * kRows);
-      if (group.begin >= group.end) continue;
-      float* const s = scores + r * kKeyStep + group.begin - step;
-      const index_t n = group.end - group.begin;
-      if (scale.rest != 1.0f) scale_row(s, n, scale.rest);
-      hide(a.in, block.start, first + r, group, length, s);
-      const float higher = largest(s, n, peak[r]);
-      const float kept = higher > peak[r] ? exp_not_positive(splat(peak[r] - higher))[0] : 1.0f;
-      total[r] = total[r] * kept + exponentials(s, n, higher, weights + r * kPack * kKeyStep);
-      if (kept != 1.0f) scale_row(sums + r * wide, wide, kept);
-      peak[r] = higher;
+      float higher[kRows];
+      for (index_t i = 0; i < some; ++i) {
+        hide(a.in, block.start, first + r + i, seen, length, scores + i * kKeyStep);
+        higher[i] = largest(scores + i * kKeyStep, n, peaks[r + i]);
+      }
+      for (index_t i = 0; i < some; ++i) {
+        float *const total = totals + (r + i) * kLanes, *const peak = peaks + r + i;
+        if (higher[i] > *peak && *peak > -__builtin_inff()) {  // there are sums, of weights that are too large now
+          const float kept = exp2_not_positive<false>(splat((*peak - higher[i]) * factor))[0];
+          scale_row(total, kLanes, kept);
+          scale_row(sums + (r + i) * wide, wide, kept);
+        }
+        *peak = higher[i];
+        const Vec sum = exponentials(scores + i * kKeyStep, n, *peak, factor, weights + i * kPack * kKeyStep);
+        store(total, load(total) + sum);
+      }
+      // Values at which no weight is other than 0 are left out.
+      const Range met = widened({larger(near.begin, seen.begin), smaller(near.end, seen.end)},
+                                kMultipliesBlocks ? kTileColumns : kPack);
+      for (index_t d = 0; d < wide; d += kTileColumns)
+        multiply<Product>(some, weights + met.begin - seen.begin, kPack * kKeyStep,
+                          values + (d * a.panels + met.begin) / kPack * kTileColumns, (met.end - met.begin) / kPack,
+                          sums + r * wide + d, wide, true);
     }
-    for (index_t d = 0; d < wide; d += kTileColumns)
-      for (index_t r = 0; r < rows; r += kRows) {
-        const Range group = seen(r);
-        if (group.begin >= group.end) continue;
-        multiply<Product>(smaller(kRows, rows - r), weights + r * kPack * kKeyStep, kPack * kKeyStep,
-                          values + (d * a.panels + group.begin) / kPack * kTileColumns,
-                          (group.end - group.begin) / kPack, sums + r * wide + d, wide, true);
-      }
-  }
 
   for (index_t r = 0; r < rows; ++r) {
     T* const o = static_cast<T*>(a.o) + ((block.first + r) * a.in.H + block.head) * D;
-    const Vec sum = splat(total[r]);
+    const float total = sum_of_lanes(load(totals + r * kLanes));
+    const Vec share = splat(1.0f / total);
     for_row(D, [&](index_t d, auto lanes, int)
-                   MODERNBERT_FAST_LAMBDA { store(o + d, load(sums + r * wide + d) / sum, lanes); });
-    a.lse[block.head * a.in.T + block.first + r] = peak[r] + __builtin_logf(total[r]);
+                   MODERNBERT_FAST_LAMBDA { store(o + d, load(sums + r * wide + d) * share, lanes); });
+    a.lse[block.head * a.in.T + block.first + r] = peaks[r] * scale + __builtin_logf(total);
   }
 }
 
@@ -301,7 +310,7 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
   memset(dv, 0, keys * wide * sizeof(float));
   for (index_t first = 0; first < length; first += kTileRows) {
     const index_t count = smaller(kTileRows, length - first);
-    const Range seen = panels_around(reach(a.in.window, first, count, length));
+    const Range seen = widened(reach(a.in.window, first, count, length), kTileColumns);
     const index_t n = seen.end - seen.begin;
     for (index_t r = 0; r < count; ++r) {
       const index_t token = pair.start + first + r;
@@ -318,7 +327,8 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
     for (index_t r = 0; r < count; ++r) {
       float *const weights = p + r * keys, *const dweights = ds + r * keys;
       hide(a.in, pair.start, first + r, seen, length, weights);
-      const Vec total = splat(exponentials(weights, n, largest(weights, n, -__builtin_inff()), weights));
+      const float peak = largest(weights, n, -__builtin_inff());
+      const Vec total = splat(sum_of_lanes(exponentials(weights, n, peak, kLog2E, weights)));
       Sum delta;
       for (index_t j = 0; j < n; j += kLanes) {
         const Vec weight = load(weights + j) / total;

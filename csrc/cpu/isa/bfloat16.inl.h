@@ -23,6 +23,21 @@ MODERNBERT_FAST_INLINE Vec add_pairs(Vec a, Vec b, Vec sum) {
 #endif
 }
 
+/// y[0..2 kLanes) = low, high; what bfloat16 has no normal number for may become 0.
+MODERNBERT_FAST_INLINE void store_two(BFloat16* y, Vec low, Vec high) {
+#if defined(__AVX512BF16__)
+  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+  __builtin_memcpy(y, &both, sizeof(both));
+#else
+  store(y, low);
+  store(y + kLanes, high);
+#endif
+}
+MODERNBERT_FAST_INLINE void store_two(float* y, Vec low, Vec high) {
+  store(y, low);
+  store(y + kLanes, high);
+}
+
 constexpr index_t kBlockRows = 16;  // of a block of AMX, which has as many columns of fp32 or pairs
 
 struct BFloat16Product {
@@ -137,15 +152,15 @@ MODERNBERT_FAST_INLINE void multiply_blocks(index_t rows, const BFloat16* a, ind
   MODERNBERT_FAST_BLOCK_STORE(3, c_lower + kBlockRows, c_bytes);
 }
 
-/// c = (c +) a b for up to Product::kRows rows and kTileColumns columns; b (K, kTileColumns), contiguous.
+/// c = (c +) a b for up to Product::kRows rows and kVecs vectors of columns; rows of b are kTileColumns apart.
 /// c has room for whole blocks of rows.
-template <class Product>
+template <class Product, index_t kVecs = kTileVecs>
 MODERNBERT_FAST_INLINE void multiply(index_t rows, const typename Product::Element* a, index_t a_stride, const float* b,
                                      index_t K, float* c, index_t c_stride, bool accumulate) {
-  if constexpr (kMultipliesBlocks && is_same<Product, BFloat16Product>)
+  if constexpr (kMultipliesBlocks && kVecs == kTileVecs && is_same<Product, BFloat16Product>)
     multiply_blocks(rows, a, a_stride, b, K, c, c_stride, accumulate);
   else
-    tile_rows<Product>(rows, a, a_stride, Product::kPack, b, kTileColumns, K, c, c_stride, accumulate);
+    tile_rows<Product, kVecs>(rows, a, a_stride, Product::kPack, b, kTileColumns, K, c, c_stride, accumulate);
 }
 
 #undef MODERNBERT_FAST_STORES_BEFORE_BLOCKS

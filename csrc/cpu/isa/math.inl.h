@@ -44,12 +44,28 @@ MODERNBERT_FAST_INLINE Vec exp_of(Vec x) {
   return p * bit_cast<Vec>((half + 127) << 23) * bit_cast<Vec>((rest + 127) << 23);
 }
 
-/// exp_of for x <= 0 in fewer steps: results below 2^-127 are 0. NaN stays NaN.
-MODERNBERT_FAST_INLINE Vec exp_not_positive(Vec x) {
-  const Vec lowest = splat(-88.0f);  // n is -127 there, and 2^n below is 0
-  x = x < lowest ? lowest : x;
-  const Rounded n = round_of(x * kLog2E);
-  return exp_reduced(x, n) * bit_cast<Vec>((n.bits + 127) << 23);
+/// 2^x for x <= 0, 0 far below 2^-126: within 0.94 ulp, or with kCoarse within 3e-6, for what will be rounded to eight
+/// bits. NaN stays NaN.
+template <bool kCoarse>
+MODERNBERT_FAST_INLINE Vec exp2_not_positive(Vec x) {
+#if defined(__AVX512F__)
+  const float lowest = -151.0f;  // below every subnormal
+#else
+  const float lowest = -127.0f;  // the power of two below is 0
+#endif
+  x = larger(splat(lowest), x);
+  const Rounded n = round_of(x);
+  const Vec r = x - n.value;
+  // (2^r - 1) / r for |r| <= 1/2
+  const Vec q =
+      kCoarse ? polynomial(r, 0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f)
+              : polynomial(r, 0.693147182f, 0.240226477f, 0.0555033237f, 0.00961843692f, 0.0013398875f, 0.00015353362f);
+  const Vec p = 1.0f + r * q;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n.value);
+#else
+  return p * bit_cast<Vec>((n.bits + 127) << 23);
+#endif
 }
 
 /// The share of a normal distribution beyond s >= 0, (1 - erf(s / sqrt 2)) / 2, for s <= 9: off by less than 1e-7, and

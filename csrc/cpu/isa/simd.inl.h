@@ -52,6 +52,37 @@ MODERNBERT_FAST_INLINE Vec fused(Vec a, Vec b, Vec c) {
 #endif
 }
 
+/// a where it is larger, else b: b where either is NaN. For the generic form GCC 12 compares and blends.
+MODERNBERT_FAST_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+/// v with lanes i and i ^ kStep exchanged.
+template <index_t kStep>
+MODERNBERT_FAST_INLINE Vec exchanged(Vec v) {
+  Bits from;
+  for (index_t i = 0; i < kLanes; ++i) from[i] = i ^ kStep;
+  return __builtin_shuffle(v, from);
+}
+
+template <index_t kStep = kLanes / 2>
+MODERNBERT_FAST_INLINE float largest_lane(Vec v) {
+  const Vec pairs = larger(v, exchanged<kStep>(v));
+  if constexpr (kStep > 1) return largest_lane<kStep / 2>(pairs);
+  return pairs[0];
+}
+
+template <index_t kStep = kLanes / 2>
+MODERNBERT_FAST_INLINE float sum_of_lanes(Vec v) {
+  const Vec pairs = v + exchanged<kStep>(v);
+  if constexpr (kStep > 1) return sum_of_lanes<kStep / 2>(pairs);
+  return pairs[0];
+}
+
 #if defined(__AVX2__) && !defined(__AVX512F__)  // GCC 12 needs three times the instructions for the generic form
 
 MODERNBERT_FAST_INLINE Bits widen(Bits16 v) { return bit_cast<Bits>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(v))); }
@@ -270,10 +301,6 @@ struct Sum {
   MODERNBERT_FAST_INLINE float total() const {
     Vec v = (part[0] + part[1]) + (part[2] + part[3]);
     if constexpr (kUnroll == 8) v += (part[4] + part[5]) + (part[6] + part[7]);
-    float lane[kLanes];
-    store(lane, v);
-    for (index_t width = kLanes / 2; width > 0; width /= 2)
-      for (index_t i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
+    return sum_of_lanes(v);
   }
 };
