@@ -1,8 +1,9 @@
 // Attention inside packed texts, global or windowed, forward and backward. Reference:
 // modernbert_fast/reference/attention.py
 
-// Keys between two visits to the running maximum: their scores and values stay in the L2 cache.
-constexpr index_t kKeyStep = 256;
+// Keys between two visits to the running maximum: they and their values stay in the L2 cache for a block of queries,
+// and a group's scores in L1.
+constexpr index_t kKeyStep = kMultipliesBlocks ? 256 : 512;
 static_assert(kKeyStep % kTileColumns == 0, "a step is whole panels");
 
 AttentionScratch attention_scratch(index_t D, index_t longest) {
@@ -139,7 +140,8 @@ void pack_values(const AttentionArgs& a, const KeyPanel& panel, index_t head, in
   const T* const v =
       static_cast<const T*>(a.qkv) + panel.first * a.stride_t + 2 * a.stride_part + head * a.stride_h + d;
   const index_t columns = smaller(a.D - d, kTileColumns);
-  memset(values, 0, kTileColumns / Product::kPack * kTileColumns * sizeof(float));
+  if (panel.keys < kTileColumns || columns < kTileColumns)
+    memset(values, 0, kTileColumns / Product::kPack * kTileColumns * sizeof(float));
   if constexpr (is_same<Product, Fp32Product>) {
     pack_rows(v, a.stride_t, panel.keys, columns, values, kTileColumns, columns);
   } else {
