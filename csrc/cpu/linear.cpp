@@ -14,7 +14,7 @@ namespace {
 
 Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
 
-constexpr index_t kMostRows = 128;
+constexpr index_t kMostRows = 256;
 constexpr index_t kMostPacked = 1 << 21;  // floats a thread packs at once, 8 MiB, if that is kLinearRows or more
 
 /// y (M, N) of dtype `like` has, from operands that the tensors hold, whichever way. See LinearArgs.
@@ -38,6 +38,12 @@ Tensor product(const Tensor& like, const Operand& x, const Operand& w, const Ten
   return y;
 }
 
+/// Rows that start at an even element where there can be such rows: loops may read pairs of bfloat16.
+Tensor with_even_rows(const Tensor& x_in) {
+  const Tensor x = with_contiguous_rows(x_in);
+  return x.stride(0) % 2 && x.size(1) % 2 == 0 ? torch::stable::contiguous(x) : x;
+}
+
 void check_operands(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_dim(x, "x", 2);
   check_dim(weight, "weight", 2);
@@ -53,7 +59,7 @@ void check_operands(const Tensor& x, const Tensor& weight, const std::optional<T
 
 Tensor forward(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in, bool glu) {
   check_operands(x_in, weight_in, bias_in);
-  const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
+  const Tensor x = with_even_rows(x_in), weight = with_contiguous_rows(weight_in);
   std::optional<Tensor> bias;
   if (bias_in) bias = as_contiguous(*bias_in);
   return product(x, operand(x, false), operand(weight, false), bias ? &*bias : nullptr, glu, x.size(0),
@@ -77,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Te
   check_floating(dy_in, "dy");
   check_same_device(dy_in, "dy", x_in, "x");
   const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
-  const Tensor dy = with_contiguous_rows(as_dtype(dy_in, x.scalar_type()));
+  const Tensor dy = with_even_rows(as_dtype(dy_in, x.scalar_type()));
   const auto none = [&] { return new_tensor({0}, x.scalar_type()); };
   Tensor dbias = none();
   if (need_dbias) {

@@ -18,6 +18,8 @@ MODERNBERT_FAST_INLINE index_t whole_tiles(index_t n) { return (n + kTileColumns
 
 struct Fp32Product {
   using Element = float;
+  template <class T>
+  using Unit = T;  // that packing makes one lane of
   static constexpr index_t kPack = 1;
   static constexpr index_t kRows = kTileRows;  // that multiply() takes
   static MODERNBERT_FAST_INLINE Vec broadcast(const float* a) { return splat(*a); }
