@@ -59,31 +59,30 @@ void pack_weights(const LinearArgs& a, index_t first, index_t rows, index_t k, i
   }
 }
 
-/// Brings the weights of the next step into the L2 cache, some with every tile of this one: memory is as slow as the
+/// Brings the weights of the next unit into the L2 cache, some with every step of this one: memory is as slow as the
 /// sums where there are few rows.
 template <class T, bool kGlu>
 class Prefetch {
  public:
-  /// For columns [first, first + kUnitColumns) of y and inner elements [k, k + depth), during so many tiles.
-  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t k, index_t depth, index_t tiles)
-      : w_(static_cast<const char*>(a.w.data) + k * index_t(sizeof(T))),
-        stride_(a.w.stride * index_t(sizeof(T))),
-        bytes_(smaller(a.K - k, depth) * index_t(sizeof(T))),
-        first_(first),
-        gate_(a.N + first),
-        columns_(a.w.transposed ? 0 : smaller(a.N - first, kUnitColumns<kGlu>)),
-        tiles_(tiles) {}
-  MODERNBERT_FAST_INLINE void next() {
-    const index_t rows = columns_ * (kGlu ? 2 : 1);
-    for (++tile_; row_ * tiles_ < rows * tile_; ++row_) {
-      const char* const row = w_ + (row_ < columns_ ? first_ + row_ : gate_ + row_ - columns_) * stride_;
-      for (index_t i = 0; i < bytes_; i += 64) __builtin_prefetch(row + i, 0, 2);
-    }
+  /// For columns [first, N) of y, as many as a unit has, during so many steps for each half of the weights.
+  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t steps) {
+    if (a.w.transposed || a.w.stride != a.K || first >= a.N || steps == 0) return;  // not one stretch of memory
+    const index_t bytes = a.K * index_t(sizeof(T));
+    first_ = static_cast<const char*>(a.w.data) + first * bytes;
+    gate_ = a.N * bytes;
+    bytes_ = (smaller(a.N - first, kUnitColumns<kGlu>) * bytes + steps - 1) / steps;
+  }
+  /// For the next `steps` steps of half g.
+  MODERNBERT_FAST_INLINE Ahead next(index_t g, index_t steps) {
+    const Ahead ahead{first_ + g * gate_ + done_[g] * bytes_, bytes_};
+    done_[g] += steps;
+    return ahead;
   }
 
  private:
-  const char* w_;
-  index_t stride_, bytes_, first_, gate_, columns_, tiles_, row_ = 0, tile_ = 0;
+  static constexpr char kNowhere = 0;
+  const char* first_ = &kNowhere;
+  index_t gate_ = 0, bytes_ = 0, done_[2] = {};
 };
 
 /// What storing it as T and loading it again makes of it: the fused op returns the bits of the two.
@@ -138,12 +137,10 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
     if (packed != m0)
       for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T, Product>(a, m0 + m, panels + m * panel_steps);
     packed = m0;
-    const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * kGroups * ((columns + kTileRows - 1) / kTileRows);
+    const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * ((columns + kTileRows - 1) / kTileRows);
+    Prefetch<T, kGlu> prefetch(a, unit + 1 < end ? (unit + 1) % blocks * kColumns : a.N, tiles * panel_steps);
     for (index_t k = 0; k < a.K || k == 0; k += kDepth<Product>) {
       const index_t depth = smaller(a.K - k, kDepth<Product>), steps = steps_of<Product>(depth);
-      const bool last = k + kDepth<Product> >= a.K;
-      const index_t next = !last ? n0 : unit + 1 < end ? (unit + 1) % blocks * kColumns : a.N;
-      Prefetch<T, kGlu> prefetch(a, next, last ? 0 : k + kDepth<Product>, kDepth<Product>, tiles);
       const Element* w[kGroups];
       for (index_t g = 0; g < kGroups; ++g) {
         if (direct) {
@@ -158,17 +155,17 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
         const bool narrow = rows - m <= kLanes;  // the second vector of the tile would be empty
         for (index_t g = 0; g < kGroups; ++g)
           for (index_t c = 0; c < columns; c += kTileRows) {
-            prefetch.next();
+            const Ahead ahead = prefetch.next(g, steps);
             const index_t count = smaller(columns - c, kTileRows);
             const Element* const weights = w[g] + c * w_stride;
             const float* const panel = panels + m * panel_steps + k / Product::kPack * kTileColumns;
             float* const sum = sums + m * kLinearColumns + (g * kColumns + c) * kTileColumns;
             if (narrow)
-              tile_rows<Product, 1>(count, weights, w_stride, Product::kPack, panel, kTileColumns, steps, sum,
-                                    kTileColumns, k);
+              tile_rows<Product, 1, kTileRows>(count, weights, w_stride, Product::kPack, panel, kTileColumns, steps,
+                                               sum, kTileColumns, k, ahead);
             else
-              tile_rows<Product>(count, weights, w_stride, Product::kPack, panel, kTileColumns, steps, sum,
-                                 kTileColumns, k);
+              tile_rows<Product, kTileVecs, kTileRows>(count, weights, w_stride, Product::kPack, panel, kTileColumns,
+                                                       steps, sum, kTileColumns, k, ahead);
           }
       }
     }
