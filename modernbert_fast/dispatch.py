@@ -156,6 +156,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "cross_entropy": (_REFERENCE,),
+    "encoder_layer": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), leaves=_BLOCK_PRODUCTS),
+        _REFERENCE,
+    ),
 }
 
 BACKENDS = ("cuda", "triton", "cpu", "aten", "reference")
@@ -204,7 +208,15 @@ def pick(op: str, call: Call) -> Any:
     Raises:
         NoBackend: a NotImplementedError, when no row, or not the forced one, can.
     """
-    return _pick(op, call, _forced.get(op))
+    return _pick(op, call, _forced.get(op))[1]
+
+
+def stands_for(op: str, parts: tuple[str, ...], call: Call) -> bool:
+    """Whether `op` may run in place of its `parts`: it has a row of its own for this, and no other is forced."""
+    forced = {_forced.get(name) for name in (op, *parts)}
+    if len(forced) > 1 or not forced <= {None, *(row.backend for row in TABLE[op])}:
+        return False
+    return _pick(op, call, *forced)[0] != _REFERENCE.backend
 
 
 def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
@@ -233,6 +245,7 @@ def survey(
         "attention": head_dim,
         "rope": head_dim,
         "geglu": 2 * intermediate,
+        "encoder_layer": head_dim,
     }
     moved_only = ("padding",)
     return {
@@ -242,13 +255,13 @@ def survey(
 
 
 @functools.cache
-def _pick(op: str, call: Call, forced: str | None) -> Any:
+def _pick(op: str, call: Call, forced: str | None) -> tuple[str, Any]:
     tried = []
     for row in TABLE[op]:
         if forced not in (None, row.backend):
             continue
         if not (no := row.objections(op, call, forced is not None)):
-            return _loaded(row, op)[0]
+            return row.backend, _loaded(row, op)[0]
         tried.append(f"  {row.backend}: {'; '.join(no)}")
     if not tried:
         rows = ", ".join(row.backend for row in TABLE[op])

@@ -9,9 +9,6 @@ static_assert(kLinearRows % kTileColumns == 0, "panels are whole");
 static_assert(kLinearColumns % kLanes == 0, "columns are turned by whole vectors");
 static_assert(kTileDepth % kLanes == 0, "weights are turned by whole vectors");
 
-template <bool kGlu>
-constexpr index_t kUnitColumns = kGlu ? kLinearColumns / 2 : kLinearColumns;  // of y
-
 template <class Product>
 constexpr index_t kDepth = kTileDepth * Product::kPack;  // of the inner sum at a time: the same bytes for each product
 
@@ -61,28 +58,30 @@ void pack_weights(const LinearArgs& a, index_t first, index_t rows, index_t k, i
 
 /// Brings the weights of the next unit into the L2 cache, some with every step of this one: memory is as slow as the
 /// sums where there are few rows.
-template <class T, bool kGlu>
 class Prefetch {
  public:
-  /// For columns [first, N) of y, as many as a unit has, during so many steps for each half of the weights.
-  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t steps) {
-    if (a.w.transposed || a.w.stride != a.K || first >= a.N || steps == 0) return;  // not one stretch of memory
-    const index_t bytes = a.K * index_t(sizeof(T));
-    first_ = static_cast<const char*>(a.w.data) + first * bytes;
-    gate_ = a.N * bytes;
-    bytes_ = (smaller(a.N - first, kUnitColumns<kGlu>) * bytes + steps - 1) / steps;
+  /// For the columns of y that a unit makes from `first` on, during so many steps.
+  template <class T>
+  MODERNBERT_FAST_INLINE void aim(const T* weights, index_t N, index_t K, bool glu, index_t first, index_t steps) {
+    if (first >= N) return;
+    const index_t row = K * index_t(sizeof(T)), rows = smaller(N - first, linear_unit_columns(glu));
+    stretch_ = reinterpret_cast<const char*>(weights) + first * row;
+    gate_ = N * row;
+    steps_ = glu ? (steps + 1) / 2 : steps;  // in one stretch of memory
+    bytes_ = (rows * row + steps_ - 1) / larger(steps_, 1);
   }
-  /// For the next `steps` steps of half g.
-  MODERNBERT_FAST_INLINE Ahead next(index_t g, index_t steps) {
-    const Ahead ahead{first_ + g * gate_ + done_[g] * bytes_, bytes_};
-    done_[g] += steps;
+  /// For the next `steps` steps.
+  MODERNBERT_FAST_INLINE Ahead next(index_t steps) {
+    const bool second = done_ >= steps_;
+    const Ahead ahead{stretch_ + (second ? gate_ + (done_ - steps_) * bytes_ : done_ * bytes_), bytes_};
+    done_ += steps;
     return ahead;
   }
 
  private:
   static constexpr char kNowhere = 0;
-  const char* first_ = &kNowhere;
-  index_t gate_ = 0, bytes_ = 0, done_[2] = {};
+  const char* stretch_ = &kNowhere;
+  index_t gate_ = 0, steps_ = 0, bytes_ = 0, done_ = 0;
 };
 
 /// What storing it as T and loading it again makes of it: the fused op returns the bits of the two.
@@ -103,7 +102,7 @@ void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, inde
       Vec value = load(sum);
       if (bias) value += splat(load(bias + n + c, Partial{1})[0]);
       if constexpr (kGlu) {
-        Vec gate = load(sum + kUnitColumns<kGlu> * kTileColumns);
+        Vec gate = load(sum + linear_unit_columns(kGlu) * kTileColumns);
         if (bias) gate += splat(load(bias + a.N + n + c, Partial{1})[0]);
         value = gelu_of(rounded<T>(value)).value * rounded<T>(gate);
       }
@@ -123,13 +122,14 @@ void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, inde
 template <class T, class Product, bool kGlu>
 void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
   using Element = typename Product::Element;
-  constexpr index_t kColumns = kUnitColumns<kGlu>, kGroups = kGlu ? 2 : 1;
+  const index_t kColumns = linear_unit_columns(kGlu), kGroups = kGlu ? 2 : 1;
   const index_t blocks = (a.N + kColumns - 1) / kColumns, panel_steps = steps_of<Product>(a.K);
   float* const panels = scratch;                        // (rows / kTileColumns, panel_steps, kTileColumns)
   float* const sums = panels + a.rows * panel_steps;    // (rows / kTileColumns, kLinearColumns, kTileColumns)
   float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kDepth) Elements
   const bool direct = is_same<T, Element> && !a.w.transposed;
   const index_t w_stride = direct ? a.w.stride : kDepth<Product>;
+  const index_t units = linear_units(a);
   index_t packed = -1;  // the first of the rows that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
     const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kColumns;
@@ -138,7 +138,16 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
       for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T, Product>(a, m0 + m, panels + m * panel_steps);
     packed = m0;
     const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * ((columns + kTileRows - 1) / kTileRows);
-    Prefetch<T, kGlu> prefetch(a, unit + 1 < end ? (unit + 1) % blocks * kColumns : a.N, tiles * panel_steps);
+    Prefetch prefetch;
+    const index_t steps_of_unit = tiles * kGroups * panel_steps;
+    if (unit + 1 < end) {
+      if (!a.w.transposed && a.w.stride == a.K)
+        prefetch.aim(static_cast<const T*>(a.w.data), a.N, a.K, kGlu, (unit + 1) % blocks * kColumns, steps_of_unit);
+    } else if (a.next.data) {  // this thread's share of it starts where its share of this product does
+      const index_t first =
+          begin * a.next.N / units / linear_unit_columns(a.next.glu) * linear_unit_columns(a.next.glu);
+      prefetch.aim(static_cast<const T*>(a.next.data), a.next.N, a.next.K, a.next.glu, first, steps_of_unit);
+    }
     for (index_t k = 0; k < a.K || k == 0; k += kDepth<Product>) {
       const index_t depth = smaller(a.K - k, kDepth<Product>), steps = steps_of<Product>(depth);
       const Element* w[kGroups];
@@ -155,7 +164,7 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
         const bool narrow = rows - m <= kLanes;  // the second vector of the tile would be empty
         for (index_t g = 0; g < kGroups; ++g)
           for (index_t c = 0; c < columns; c += kTileRows) {
-            const Ahead ahead = prefetch.next(g, steps);
+            const Ahead ahead = prefetch.next(steps);
             const index_t count = smaller(columns - c, kTileRows);
             const Element* const weights = w[g] + c * w_stride;
             const float* const panel = panels + m * panel_steps + k / Product::kPack * kTileColumns;
