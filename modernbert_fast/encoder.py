@@ -149,8 +149,8 @@ def layer(
         defer: return (x, residual) apart, for the next norm to add.
     """
     attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
-    weights = modules.layer_weights(block, x, residual)
-    if weights is not None and ops.one_call_serves(x, residual, weights, attn.head_dim):
+    one_call = ops.one_call_serves(x, residual, attn.head_dim)
+    if one_call and (weights := modules.layer_weights(block, x, residual)):
         x, residual = ops.encoder_layer(x, residual, weights, attn.head_dim, kind.geometry(batch, attn.head_dim))
         return (x, residual) if defer else residual + x
     if residual is None:

@@ -58,13 +58,17 @@ def is_idle(dropout: Any) -> bool:
     return passes and is_untouched(dropout)
 
 
+def _is_norm(module: Any, x: torch.Tensor) -> bool:
+    return is_plain(module, nn.LayerNorm) and module.weight.dtype in (x.dtype, torch.float32)
+
+
 def layer_weights(block: Any, x: torch.Tensor, residual: torch.Tensor | None) -> Weights | None:
     """The parameters of a layer if nothing else decides what it makes of x: no hook, adapter, dropout or cast."""
     attn, mlp, first, second = block.attn, block.mlp, block.attn_norm, block.mlp_norm
     if not (
-        (is_plain(first, nn.LayerNorm) or (residual is None and type(first) is nn.Identity and is_untouched(first)))
+        (_is_norm(first, x) or (residual is None and type(first) is nn.Identity and is_untouched(first)))
         and (residual is None or residual.dtype == x.dtype)
-        and is_plain(second, nn.LayerNorm)
+        and _is_norm(second, x)
         and multiplies(attn.Wqkv, x)
         and multiplies(attn.Wo, x)
         and multiplies(mlp.Wi, x)

@@ -87,10 +87,12 @@ def _call(x: torch.Tensor, residual: Any, *rest: Any) -> Call:
 _forward = define(_SCHEMA, op="encoder_layer", fake=_fake, call=_call, check=_check)
 
 
-def one_call_serves(x: torch.Tensor, residual: torch.Tensor | None, weights: Weights, head_dim: int) -> bool:
-    """Whether encoder_layer may take the place of its ops: it has no gradient, and has to have a row of its own here,
-    while nobody forced another for one of them."""
-    return not wants_gradients() and dispatch.stands_for("encoder_layer", PARTS, _call(x, residual, *weights, head_dim))
+def one_call_serves(x: torch.Tensor, residual: torch.Tensor | None, head_dim: int) -> bool:
+    """Whether encoder_layer may take the place of its ops: it has no gradient and nothing for a compiler to fuse, and
+    has to have a row of its own here, while nobody forced another for one of them."""
+    if torch.compiler.is_compiling() or wants_gradients():
+        return False
+    return dispatch.stands_for("encoder_layer", PARTS, call_of(x, residual, width=head_dim))
 
 
 def encoder_layer(

@@ -85,23 +85,18 @@ MODERNBERT_FAST_INLINE Vec load(const BFloat16* p) {
   return bit_cast<Vec>(widen(half) << 16);
 }
 
-#if defined(__AVX512BF16__)
-
-MODERNBERT_FAST_INLINE void store(BFloat16* p, Vec v) {  // the instruction takes subnormal numbers for zero
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(_mm512_cvtneps_pbh(v)));
-}
-
-#else
-
 MODERNBERT_FAST_INLINE void store(BFloat16* p, Vec v) {
+#if defined(__AVX512BF16__)
+  constexpr int kSubnormal = 0x20;  // which the instruction takes for zero
+  if (!_mm512_fpclass_ps_mask(v, kSubnormal))
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+#endif
   const Bits bits = bit_cast<Bits>(v);
   const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
   const Bits is_nan = bit_cast<Bits>(v != v);                     // rounding could turn a NaN into infinity
   const Bits16 half = narrow((rounded & ~is_nan) | (is_nan & 0x7fc0));
   __builtin_memcpy(p, &half, sizeof(half));
 }
-
-#endif
 
 #if defined(__AVX512F__)
 
