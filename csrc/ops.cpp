@@ -47,6 +47,15 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
       " Tensor tiles, int max_seqlen, int window, float scale) -> Tensor");
 
   m.def(
+      "encoder_layer_forward(Tensor x, Tensor? residual, Tensor? attn_norm, Tensor? attn_norm_bias, float "
+      "attn_norm_eps,"
+      " Tensor Wqkv, Tensor? Wqkv_bias, Tensor attn_Wo, Tensor? attn_Wo_bias,"
+      " Tensor mlp_norm, Tensor? mlp_norm_bias, float mlp_norm_eps,"
+      " Tensor Wi, Tensor? Wi_bias, Tensor mlp_Wo, Tensor? mlp_Wo_bias, int head_dim,"
+      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
+      " Tensor tiles, int max_seqlen, int window, float scale) -> (Tensor x, Tensor residual)");
+
+  m.def(
       "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise)"
       " -> (Tensor scores, Tensor argmax)");
   m.def(

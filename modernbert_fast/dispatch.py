@@ -54,7 +54,7 @@ class Row:
         cannot: flags it does not serve.
         cpu_flags: for a dtype, instruction sets of which the CPU must have one for the row to pay.
         leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
-        widens: dtypes whose linear layers it multiplies in fp32.
+        widens: for a dtype that it multiplies in fp32, instruction sets with any of which it does not.
     """
 
     backend: str
@@ -65,7 +65,7 @@ class Row:
     cannot: tuple[str, ...] = ()
     cpu_flags: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     leaves: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
-    widens: tuple[torch.dtype, ...] = ()
+    widens: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
 
     def objections(self, op: str, call: Call, forced: bool = False) -> list[str]:
         """Sentences that say why this row cannot, or unless it is forced should not, serve the call."""
@@ -111,6 +111,7 @@ _REFERENCE = Row("reference", _python("reference"), devices=None)
 
 # On a CPU half precision products pay only where it multiplies in it; elsewhere the cpu row computes them in fp32.
 _HALF_PRODUCTS = ((BF16, ("avx512_bf16", "amx_bf16")), (F16, ("amx_fp16",)))
+_BLOCK_PRODUCTS = ((BF16, ("amx_bf16",)), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "padding": (
@@ -140,11 +141,11 @@ TABLE: dict[str, tuple[Row, ...]] = {
             _native("_ops_cpu"),
             devices=("cpu",),
             dtypes=(F32, F16, BF16),
-            leaves=_HALF_PRODUCTS,
-            widens=(F16, BF16),
+            leaves=_BLOCK_PRODUCTS,
+            widens=((F16, ()), (BF16, ("avx512_bf16",))),
         ),
         Row("aten", _python("aten"), devices=("cpu", "cuda"), cpu_flags=_HALF_PRODUCTS),
-        replace(_REFERENCE, widens=(F16, BF16)),
+        replace(_REFERENCE, widens=((F16, ()), (BF16, ()))),
     ),
     "pooling": (
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
@@ -155,6 +156,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "cross_entropy": (_REFERENCE,),
+    "encoder_layer": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), leaves=_BLOCK_PRODUCTS),
+        _REFERENCE,
+    ),
 }
 
 BACKENDS = ("cuda", "triton", "cpu", "aten", "reference")
@@ -203,7 +208,15 @@ def pick(op: str, call: Call) -> Any:
     Raises:
         NoBackend: a NotImplementedError, when no row, or not the forced one, can.
     """
-    return _pick(op, call, _forced.get(op))
+    return _pick(op, call, _forced.get(op))[1]
+
+
+def stands_for(op: str, parts: tuple[str, ...], call: Call) -> bool:
+    """Whether `op` may run in place of its `parts`: it has a row of its own for this, and no other is forced."""
+    forced = {_forced.get(name) for name in (op, *parts)}
+    if len(forced) > 1 or not forced <= {None, *(row.backend for row in TABLE[op])}:
+        return False
+    return _pick(op, call, *forced)[0] != _REFERENCE.backend
 
 
 def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
@@ -218,7 +231,8 @@ def explain(op: str, call: Call) -> list[tuple[str, list[str]]]:
 
 def remark(op: str, backend: str, dtype: torch.dtype) -> str:
     """What a user of this dtype may want to know of the row that serves `op`; empty if nothing."""
-    widens = any(row.backend == backend and dtype in row.widens for row in TABLE[op])
+    rows = (dict(row.widens) for row in TABLE[op] if row.backend == backend)
+    widens = any(dtype in unless and not set(unless[dtype]) & _library().cpu_flags() for unless in rows)
     return f"multiplies {_short(dtype)} in float32" if widens else ""
 
 
@@ -231,6 +245,7 @@ def survey(
         "attention": head_dim,
         "rope": head_dim,
         "geglu": 2 * intermediate,
+        "encoder_layer": head_dim,
     }
     moved_only = ("padding",)
     return {
@@ -240,13 +255,13 @@ def survey(
 
 
 @functools.cache
-def _pick(op: str, call: Call, forced: str | None) -> Any:
+def _pick(op: str, call: Call, forced: str | None) -> tuple[str, Any]:
     tried = []
     for row in TABLE[op]:
         if forced not in (None, row.backend):
             continue
         if not (no := row.objections(op, call, forced is not None)):
-            return _loaded(row, op)[0]
+            return row.backend, _loaded(row, op)[0]
         tried.append(f"  {row.backend}: {'; '.join(no)}")
     if not tried:
         rows = ", ".join(row.backend for row in TABLE[op])

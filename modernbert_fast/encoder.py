@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from modernbert_fast import ops
+from modernbert_fast import modules, ops
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
-
-_ONLY_LOOKS = "transformers.utils.output_capturing"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_EXACT_GELU = ("torch.nn.modules.activation.GELU", "transformers.activations.GELUActivation")
+from modernbert_fast.geometry import Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +28,20 @@ class LayerKind:
     window: int
     cos: torch.Tensor
     sin: torch.Tensor
+
+    def geometry(self, batch: PackedBatch, head_dim: int) -> Geometry:
+        """What attention in a layer of this type takes besides qkv."""
+        return Geometry(
+            batch.cu_seqlens,
+            batch.positions,
+            self.cos,
+            self.sin,
+            batch.columns,
+            batch.tiles,
+            batch.max_seqlen,
+            self.window,
+            head_dim**-0.5,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,51 +88,23 @@ def _tables(
         return (angles.cos() * scaling).to(device, dtype), (angles.sin() * scaling).to(device, dtype)
 
 
-def is_untouched(module: nn.Module) -> bool:
-    """Whether nobody patched or hooked the module; transformers' own hooks for hidden states only look."""
-    own = module.__dict__
-    if torch.nn.modules.module._has_any_global_hook() or "forward" in own:
-        return False
-    for name in _HOOKS:
-        for hook in own[name].values():
-            if getattr(hook, "__module__", "") != _ONLY_LOOKS:
-                return False
-    return True
-
-
-def class_path(module: nn.Module) -> str:
-    """Module and name of its class: tells transformers' classes without importing transformers."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether only the module's own weight decides its output: no hook, adapter, quantisation, sharding or patch."""
-    return type(module) is kind and type(module.weight) in (nn.Parameter, torch.Tensor) and is_untouched(module)
-
-
-def _multiplies(linear: Any, x: torch.Tensor) -> bool:
-    """Whether ops.linear gives what the module would on x."""
-    plain = is_plain(linear, nn.Linear) and linear.weight.dtype == x.dtype
-    return plain and not torch.is_autocast_enabled(x.device.type)
-
-
 def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
     """A linear layer on packed rows: (T, K) -> (T, N); anything but a plain nn.Linear is called as it is."""
-    if _multiplies(linear, x):
+    if modules.multiplies(linear, x):
         return ops.linear(x, linear.weight, linear.bias)
     return linear(x)
 
 
 def norm(layer_norm: Any, x: torch.Tensor) -> torch.Tensor:
     """A norm on packed rows: (T, C) -> (T, C)."""
-    if is_plain(layer_norm, nn.LayerNorm):
+    if modules.is_plain(layer_norm, nn.LayerNorm):
         return ops.layer_norm(x, layer_norm.weight, layer_norm.bias, layer_norm.eps)
     return layer_norm(x)
 
 
 def add_norm(layer_norm: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Residual add and norm, in one pass where the norm is plain: returns (normed, sum), both (T, C)."""
-    if is_plain(layer_norm, nn.LayerNorm):
+    if modules.is_plain(layer_norm, nn.LayerNorm):
         return ops.add_layer_norm(x, residual, layer_norm.weight, layer_norm.bias, layer_norm.eps)
     total = residual + x
     return layer_norm(total), total
@@ -132,7 +115,7 @@ def embed(embeddings: Any, ids: Any, inputs_embeds: torch.Tensor | None = None) 
     table, layer_norm = embeddings.tok_embeddings, embeddings.norm
     if inputs_embeds is not None:
         x = norm(layer_norm, inputs_embeds)
-    elif is_plain(layer_norm, nn.LayerNorm) and _only_gathers(table):
+    elif modules.is_plain(layer_norm, nn.LayerNorm) and modules.only_gathers(table):
         x = ops.embed_layer_norm(
             ids, table.weight, layer_norm.weight, layer_norm.bias, layer_norm.eps, table.padding_idx
         )
@@ -141,15 +124,10 @@ def embed(embeddings: Any, ids: Any, inputs_embeds: torch.Tensor | None = None) 
     return embeddings.drop(x)
 
 
-def _only_gathers(table: Any) -> bool:
-    plain = is_plain(table, nn.Embedding)
-    return plain and table.max_norm is None and not (table.scale_grad_by_freq or table.sparse)
-
-
 def gated(mlp: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
     """(T, C) -> (T, F): Wi, and the activated first half of its result times the second."""
-    exact = activation == "gelu" and class_path(mlp.act) in _EXACT_GELU and is_untouched(mlp.act)
-    if exact and _multiplies(mlp.Wi, x):
+    exact = modules.is_exact_gelu(mlp, activation)
+    if exact and modules.multiplies(mlp.Wi, x):
         return ops.linear_geglu(x, mlp.Wi.weight, mlp.Wi.bias)
     x = project(mlp.Wi, x)
     if exact:
@@ -170,11 +148,15 @@ def layer(
         packed: batch, windows, rotary tables.
         defer: return (x, residual) apart, for the next norm to add.
     """
+    attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
+    one_call = ops.one_call_serves(x, residual, attn.head_dim)
+    if one_call and (weights := modules.layer_weights(block, x, residual)):
+        x, residual = ops.encoder_layer(x, residual, weights, attn.head_dim, kind.geometry(batch, attn.head_dim))
+        return (x, residual) if defer else residual + x
     if residual is None:
         normed, residual = norm(block.attn_norm, x), x
     else:
         normed, residual = add_norm(block.attn_norm, x, residual)
-    attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
     # Each input is dropped once its step is done: at 8,192 tokens it is tens of megabytes.
     qkv = project(attn.Wqkv, normed).unflatten(-1, (3, -1, attn.head_dim))
     del normed
@@ -222,7 +204,7 @@ def encode(
     """
     x, residual = model.embeddings(ids, inputs_embeds), None
     for block in model.layers:
-        if states is None and is_untouched(block):
+        if states is None and modules.is_untouched(block):
             x, residual = block(x, residual, packed=packed, defer=True)
             continue
         x = x if residual is None else residual + x

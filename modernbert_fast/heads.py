@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modernbert_fast import encoder, ops
+from modernbert_fast import encoder, modules, ops
 from modernbert_fast.batch import PackedBatch
 
 IGNORE = -100
@@ -26,7 +26,7 @@ def predict(head: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _head(model: Any, x: torch.Tensor) -> torch.Tensor:
     """The model's prediction head on rows (T, C); called as a module where it is hooked, sharded or replaced."""
-    fused = encoder.class_path(model.head) in _KNOWN_HEADS and encoder.is_untouched(model.head)
+    fused = modules.class_path(model.head) in _KNOWN_HEADS and modules.is_untouched(model.head)
     return predict(model.head, x) if fused else model.head(x)
 
 
@@ -66,7 +66,7 @@ def masked_lm_loss(
     rows = _head(model, hidden.index_select(0, labelled))
     kept = labels.index_select(0, labelled)
     decoder = model.decoder
-    if encoder.is_plain(decoder, nn.Linear):
+    if modules.is_plain(decoder, nn.Linear):
         losses = ops.cross_entropy(rows, decoder.weight, decoder.bias, kept, ignore_index)
     else:
         losses = F.cross_entropy(decoder(rows).float(), kept, reduction="none")

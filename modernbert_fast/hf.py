@@ -23,7 +23,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import output_capturing
 from transformers.utils.generic import can_return_tuple
 
-from modernbert_fast import encoder, heads
+from modernbert_fast import encoder, heads, modules
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.dispatch import host_readable
@@ -93,7 +93,7 @@ def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any], *more: s
 def _is_driven(block: Any) -> bool:
     """Whether encoder.py may stand in for the block's own attention and MLP."""
     parts = ((block.attn, stock.ModernBertAttention), (block.mlp, stock.ModernBertMLP))
-    return all(type(part) is kind and encoder.is_untouched(part) for part, kind in parts)
+    return all(type(part) is kind and modules.is_untouched(part) for part, kind in parts)
 
 
 class ModernBertEmbeddings(stock.ModernBertEmbeddings):
@@ -140,7 +140,7 @@ class ModernBertModel(stock.ModernBertModel):
         batch = _pack(given, attention_mask, position_ids, kwargs, settings.restart_position_ids)
         ids = embeds = None
         table = self.embeddings.tok_embeddings
-        if input_ids is not None and not encoder.is_untouched(table):
+        if input_ids is not None and not modules.is_untouched(table):
             embeds = batch.unpad(table(input_ids))  # hooks on the table may go by the sizes of (B, S, C)
         elif input_ids is not None:
             ids = batch.unpad(input_ids)
@@ -154,7 +154,7 @@ class ModernBertModel(stock.ModernBertModel):
         hidden_states = None if states is None else _laid_out(states, wanted, batch)
         if handover is not None:
             handover += [batch, hidden_states]
-            if encoder.is_untouched(self):
+            if modules.is_untouched(self):
                 return hidden
         last = batch.pad(hidden) if hidden_states is None or hidden_states[-1] is None else hidden_states[-1]
         output = BaseModelOutput(last_hidden_state=last, hidden_states=hidden_states)

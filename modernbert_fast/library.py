@@ -68,13 +68,17 @@ def differentiable(function: type[torch.autograd.Function], op: Callable) -> Cal
 
     An autograd Function costs as much as a product of a short text does.
     """
+    return function.apply if wants_gradients() else op
+
+
+def wants_gradients() -> bool:
+    """Whether a derivative of what is computed now may be asked for."""
     if torch.is_grad_enabled():
-        return function.apply
+        return True
     if torch.compiler.is_compiling():
-        return op
+        return False
     # no_grad stops neither forward mode nor functorch; what a Function cannot do there it says.
-    transformed = torch._C._functorch.maybe_current_level() is not None
-    return function.apply if transformed or torch.autograd.forward_ad._current_level >= 0 else op
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def python_backend(package: str) -> Callable[[str], ModuleType]:

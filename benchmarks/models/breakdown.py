@@ -3,7 +3,8 @@
 python benchmarks/run.py models/breakdown --dtype float32 --workloads 1x64,var,1x8192
 
 Time inside each of our registered ops, time in torch's own ops outside of them, and the rest: Python and dispatch.
-The profiler slows what it watches; the plain time of the same forward stands beside it.
+The profiler slows what it watches, and watches the ops of a layer one by one; the plain time of the same forward stands
+beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import harness
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from modernbert_fast import library, timing
+from modernbert_fast import dispatch, library, timing
 from modernbert_fast.commands import workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import forward
@@ -33,7 +34,8 @@ def measure(workload: workloads.Workload, fast: Any, rounds: int) -> dict[str, A
     inputs = pad(workload.ids(fast.config.vocab_size), fast.config.pad_token_id, fast.device)
     forward(fast, inputs)
     plain = statistics.median(timing.seconds(lambda: forward(fast, inputs)) for _ in range(rounds))
-    with profile(activities=[ProfilerActivity.CPU]) as watched:
+    apart = dispatch.use_backend("reference", "encoder_layer")  # which is not run then: its ops are, one by one
+    with apart, profile(activities=[ProfilerActivity.CPU]) as watched:
         wall = sum(timing.seconds(lambda: forward(fast, inputs)) for _ in range(rounds))
     spent: dict[str, list[float]] = {}
     for name, seconds in _spent(event for event in watched.events() if event.cpu_parent is None):

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "binding.h"
+#include "bindings.h"
 #include "isa/isa.h"
 
 namespace modernbert_fast::cpu {
@@ -74,6 +75,8 @@ class Inputs {
   AttentionArgs args_;
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
                                              const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
                                              const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
@@ -129,6 +132,8 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
   }
   return {o, lse};
 }
+
+namespace {
 
 Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor& o, const Tensor& lse,
                           const Tensor& cu_seqlens, const std::optional<Tensor>& positions,

@@ -124,15 +124,6 @@ MODERNBERT_FAST_INLINE Vec exponentials(const float* x, index_t n, float peak, f
 
 // ---- forward, with a product of fp32 or of bfloat16
 
-/// Two rows of bfloat16 -> one of pairs; `second` may be null, for zeros.
-MODERNBERT_FAST_INLINE void interleave(const BFloat16* first, const BFloat16* second, index_t n, float* pairs) {
-  for_row(n, [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
-    const Bits low = bit_cast<Bits>(load(first + c, lanes)) >> 16;
-    const Bits high = second ? bit_cast<Bits>(load(second + c, lanes)) : Bits{};
-    store(pairs + c, bit_cast<Vec>(low | high), lanes);
-  });
-}
-
 /// Rows of v, kTileColumns columns of them from d on -> (kTileColumns / kPack, kTileColumns), zero where there is
 /// nothing: hidden keys weigh 0, but 0 * NaN is NaN.
 template <class T, class Product>
@@ -145,9 +136,7 @@ void pack_values(const AttentionArgs& a, const KeyPanel& panel, index_t head, in
   if constexpr (is_same<Product, Fp32Product>) {
     pack_rows(v, a.stride_t, panel.keys, columns, values, kTileColumns, columns);
   } else {
-    for (index_t r = 0; r < panel.keys; r += 2)
-      interleave(v + r * a.stride_t, r + 1 < panel.keys ? v + (r + 1) * a.stride_t : nullptr, columns,
-                 values + r / 2 * kTileColumns);
+    pack_row_pairs(v, a.stride_t, panel.keys, columns, values, kTileColumns, columns);
   }
 }
 

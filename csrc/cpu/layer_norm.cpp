@@ -7,13 +7,12 @@
 #include <vector>
 
 #include "binding.h"
+#include "bindings.h"
 #include "isa/isa.h"
 
 namespace modernbert_fast::cpu {
 
 namespace {
-
-using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Rows whose weight gradient is one partial sum: fixed, so that the result does not depend on the number of threads.
 constexpr index_t kRowsPerBlock = 64;
@@ -52,8 +51,8 @@ void check_matrix(const Tensor& x, const char* name) {
 }
 
 /// Normalises rows of x: all of them in order, or those that ids name.
-Result forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
-               const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
+LayerNormResult forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
+                        const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
   const Tensor x = with_contiguous_rows(x_in);
   const index_t T = ids ? ids->size(0) : x.size(0), C = x.size(1);
   std::optional<Tensor> residual;
@@ -91,8 +90,10 @@ Result forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::
   return {y, sum, mean, rstd};
 }
 
-Result layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
-                          const std::optional<Tensor>& bias, double eps) {
+}  // namespace
+
+LayerNormResult layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual,
+                                   const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
   check_matrix(x, "x");
   if (residual) {
     check_shape(*residual, "residual", {x.size(0), x.size(1)}, "(T, C)");
@@ -101,6 +102,8 @@ Result layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual
   }
   return forward(x, std::nullopt, residual, weight, bias, eps);
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, const Tensor& table,
                                                             const std::optional<Tensor>& weight,

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "binding.h"
+#include "bindings.h"
 #include "isa/isa.h"
 
 namespace modernbert_fast::cpu {
@@ -14,16 +15,16 @@ namespace {
 
 Operand operand(const Tensor& x, bool transposed) { return {x.const_data_ptr(), x.stride(0), transposed}; }
 
-constexpr index_t kMostRows = 128;
+constexpr index_t kMostRows = 256;
 constexpr index_t kMostPacked = 1 << 21;  // floats a thread packs at once, 8 MiB, if that is kLinearRows or more
 
 /// y (M, N) of dtype `like` has, from operands that the tensors hold, whichever way. See LinearArgs.
 Tensor product(const Tensor& like, const Operand& x, const Operand& w, const Tensor* bias, bool glu, index_t M,
-               index_t N, index_t K) {
+               index_t N, index_t K, const Upcoming& next = {}) {
   Tensor y = new_tensor({M, N}, like.scalar_type());
   if (M == 0 || N == 0) return y;
   LinearArgs args{
-      loop_dtype(like), x, w, bias ? bias->const_data_ptr() : nullptr, glu, y.mutable_data_ptr(), M, N, K, 0};
+      loop_dtype(like), x, w, bias ? bias->const_data_ptr() : nullptr, glu, y.mutable_data_ptr(), M, N, K, 0, next};
   // Many rows at a time read w less often, in shares as even as can be; few keep every thread busy. No element depends
   // on the choice.
   const auto whole = [](index_t rows) { return (rows + kLinearRows - 1) / kLinearRows * kLinearRows; };
@@ -51,22 +52,36 @@ void check_operands(const Tensor& x, const Tensor& weight, const std::optional<T
   check_same_device(*bias, "bias", x, "x");
 }
 
-Tensor forward(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in, bool glu) {
-  check_operands(x_in, weight_in, bias_in);
-  const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
-  std::optional<Tensor> bias;
-  if (bias_in) bias = as_contiguous(*bias_in);
-  return product(x, operand(x, false), operand(weight, false), bias ? &*bias : nullptr, glu, x.size(0),
-                 weight.size(0) / (glu ? 2 : 1), x.size(1));
+/// Rows that start at an even element where there can be such rows: loops may read pairs of bfloat16.
+Tensor with_even_rows(const Tensor& x_in) {
+  const Tensor x = with_contiguous_rows(x_in);
+  return x.stride(0) % 2 && x.size(1) % 2 == 0 ? torch::stable::contiguous(x) : x;
 }
 
+}  // namespace
+
+Tensor linear_before(const Tensor* next, bool next_glu, const Tensor& x_in, const Tensor& weight_in,
+                     const std::optional<Tensor>& bias_in, bool glu) {
+  check_operands(x_in, weight_in, bias_in);
+  check(!glu || weight_in.size(0) % 2 == 0, "weight must be (2 F, K), got ", weight_in);
+  const Tensor x = with_even_rows(x_in), weight = with_contiguous_rows(weight_in);
+  std::optional<Tensor> bias;
+  if (bias_in) bias = as_contiguous(*bias_in);
+  Upcoming upcoming{};
+  if (next && next->dim() == 2 && next->is_contiguous() && next->scalar_type() == x.scalar_type())
+    upcoming = {next->const_data_ptr(), next->size(0) / (next_glu ? 2 : 1), next->size(1), next_glu};
+  return product(x, operand(x, false), operand(weight, false), bias ? &*bias : nullptr, glu, x.size(0),
+                 weight.size(0) / (glu ? 2 : 1), x.size(1), upcoming);
+}
+
+namespace {
+
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return forward(x, weight, bias, false);
+  return linear_before(nullptr, false, x, weight, bias, false);
 }
 
 Tensor linear_forward_geglu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  check(weight.dim() == 2 && weight.size(0) % 2 == 0, "weight must be (2 F, K), got ", weight);
-  return forward(x, weight, bias, true);
+  return linear_before(nullptr, false, x, weight, bias, true);
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& weight_in,
@@ -77,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Te
   check_floating(dy_in, "dy");
   check_same_device(dy_in, "dy", x_in, "x");
   const Tensor x = with_contiguous_rows(x_in), weight = with_contiguous_rows(weight_in);
-  const Tensor dy = with_contiguous_rows(as_dtype(dy_in, x.scalar_type()));
+  const Tensor dy = with_even_rows(as_dtype(dy_in, x.scalar_type()));
   const auto none = [&] { return new_tensor({0}, x.scalar_type()); };
   Tensor dbias = none();
   if (need_dbias) {

@@ -12,6 +12,13 @@ struct Operand {
   bool transposed;  // element (r, k) is data[k * stride + r], else data[r * stride + k]
 };
 
+/// The weights of the product that follows, which a thread brings near while it computes its last columns.
+struct Upcoming {
+  const void* data;  // (N or 2 N, K), contiguous, or null
+  index_t N, K;
+  bool glu;
+};
+
 /// y = x w^T + bias (M, N); or with `glu`, where w and bias have 2 N rows, gelu(the first N columns of that) * the
 /// rest.
 struct LinearArgs {
@@ -23,15 +30,19 @@ struct LinearArgs {
   void* y;  // (M, N), contiguous
   index_t M, N, K;
   index_t rows;  // of x that are packed at a time, a multiple of kLinearRows
+  Upcoming next;
 };
 
 static constexpr index_t kLinearRows = 32;     // rows are packed in multiples of this, whole tiles everywhere
 static constexpr index_t kLinearColumns = 48;  // rows of w that one unit takes: they stay in the L2 cache
 static constexpr index_t kLinearDepth = 256;   // of the inner sum at a time
 
+/// Columns of y that one unit makes.
+static inline index_t linear_unit_columns(bool glu) { return glu ? kLinearColumns / 2 : kLinearColumns; }
+
 /// Units of work, those with the same rows one after another.
 static inline index_t linear_units(const LinearArgs& a) {
-  const index_t columns = a.glu ? kLinearColumns / 2 : kLinearColumns;
+  const index_t columns = linear_unit_columns(a.glu);
   return (a.M + a.rows - 1) / a.rows * ((a.N + columns - 1) / columns);
 }
 

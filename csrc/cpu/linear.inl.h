@@ -1,63 +1,87 @@
-// Matrix products in fp32, whatever the element type. Reference: modernbert_fast/reference/linear.py
+// Matrix products with sums in fp32. Reference: modernbert_fast/reference/linear.py
 
-// Tiles hold y transposed: their rows are columns of y, made from rows of w, and their columns are rows of x. fp32
-// weights are read where they lie; half precision and transposed ones are converted kTileDepth at a time. x is packed
-// once by each thread that works on its rows. With glu the first half of a unit's rows makes a, the second b of
-// gelu(a) * b.
+// Tiles hold y transposed: their rows are columns of y, made from rows of w, and their columns are rows of x. Weights
+// are read where they lie if they are of the product's own elements; others, and transposed ones, are converted kDepth
+// at a time. x is packed once by each thread that works on its rows. With glu the first half of a unit's rows makes a,
+// the second b of gelu(a) * b.
 
 static_assert(kLinearRows % kTileColumns == 0, "panels are whole");
 static_assert(kLinearColumns % kLanes == 0, "columns are turned by whole vectors");
 static_assert(kTileDepth % kLanes == 0, "weights are turned by whole vectors");
 
-template <bool kGlu>
-constexpr index_t kUnitColumns = kGlu ? kLinearColumns / 2 : kLinearColumns;  // of y
+template <class Product>
+constexpr index_t kDepth = kTileDepth * Product::kPack;  // of the inner sum at a time: the same bytes for each product
 
-/// Rows [first, first + kTileColumns) of x -> (K, kTileColumns), zero beyond the last.
-template <class T>
+template <class Product>
+constexpr index_t steps_of(index_t depth) {
+  return (depth + Product::kPack - 1) / Product::kPack;
+}
+
+/// Rows [first, first + kTileColumns) of x -> (steps_of(K), kTileColumns), zero beyond the last.
+template <class T, class Product>
 void pack_panel(const LinearArgs& a, index_t first, float* panel) {
   const T* const x = static_cast<const T*>(a.x.data);
   const index_t rows = smaller(a.M - first, kTileColumns);
-  if (a.x.transposed) return pack_rows(x + first, a.x.stride, a.K, rows, panel, kTileColumns, kTileColumns);
+  if (a.x.transposed) {
+    if constexpr (Product::kPack == 1)
+      return pack_rows(x + first, a.x.stride, a.K, rows, panel, kTileColumns, kTileColumns);
+    else
+      return pack_row_pairs(x + first, a.x.stride, a.K, rows, panel, kTileColumns, kTileColumns);
+  }
+  using Unit = typename Product::template Unit<T>;
+  const Unit* const units = reinterpret_cast<const Unit*>(x);
+  const index_t stride = a.x.stride / Product::kPack;
   for (index_t v = 0; v < kTileColumns; v += kLanes)
-    pack_transposed(x + (first + v) * a.x.stride, a.x.stride, smaller(larger(rows - v, 0), kLanes), a.K, panel + v,
-                    kTileColumns);
+    pack_transposed(units + (first + v) * stride, stride, smaller(larger(rows - v, 0), kLanes), a.K / Product::kPack,
+                    panel + v, kTileColumns);
 }
 
-/// w[first..first + rows)[k..k + depth) -> (rows, kTileDepth)
-template <class T>
+/// w[first..first + rows)[k..k + depth) -> (rows, kDepth)
+template <class T, class Product>
 void pack_weights(const LinearArgs& a, index_t first, index_t rows, index_t k, index_t depth, float* block) {
   const T* const w = static_cast<const T*>(a.w.data);
-  if (!a.w.transposed) return pack_rows(w + first * a.w.stride + k, a.w.stride, rows, depth, block, kTileDepth, depth);
-  for (index_t i = 0; i < depth; i += kLanes)
-    pack_transposed(w + (k + i) * a.w.stride + first, a.w.stride, smaller(depth - i, kLanes), rows, block + i,
-                    kTileDepth);
+  if constexpr (Product::kPack == 1) {
+    if (!a.w.transposed)
+      return pack_rows(w + first * a.w.stride + k, a.w.stride, rows, depth, block, kTileDepth, depth);
+    for (index_t i = 0; i < depth; i += kLanes)
+      pack_transposed(w + (k + i) * a.w.stride + first, a.w.stride, smaller(depth - i, kLanes), rows, block + i,
+                      kTileDepth);
+  } else {  // transposed, or there would be nothing to convert
+    float pairs[kLanes * kLinearColumns];
+    for (index_t i = 0; i < depth; i += 2 * kLanes) {
+      const index_t count = smaller(depth - i, 2 * kLanes);
+      pack_row_pairs(w + (k + i) * a.w.stride + first, a.w.stride, count, rows, pairs, kLinearColumns, rows);
+      pack_transposed(pairs, kLinearColumns, steps_of<Product>(count), rows, block + i / 2, kTileDepth);
+    }
+  }
 }
 
-/// Brings the weights of the next step into the L2 cache, some with every tile of this one: memory is as slow as the
+/// Brings the weights of the next unit into the L2 cache, some with every step of this one: memory is as slow as the
 /// sums where there are few rows.
-template <class T, bool kGlu>
 class Prefetch {
  public:
-  /// For columns [first, first + kUnitColumns) of y and inner elements from k on, during so many tiles.
-  MODERNBERT_FAST_INLINE Prefetch(const LinearArgs& a, index_t first, index_t k, index_t tiles)
-      : w_(static_cast<const char*>(a.w.data) + k * index_t(sizeof(T))),
-        stride_(a.w.stride * index_t(sizeof(T))),
-        bytes_(smaller(a.K - k, kTileDepth) * index_t(sizeof(T))),
-        first_(first),
-        gate_(a.N + first),
-        columns_(a.w.transposed ? 0 : smaller(a.N - first, kUnitColumns<kGlu>)),
-        tiles_(tiles) {}
-  MODERNBERT_FAST_INLINE void next() {
-    const index_t rows = columns_ * (kGlu ? 2 : 1);
-    for (++tile_; row_ * tiles_ < rows * tile_; ++row_) {
-      const char* const row = w_ + (row_ < columns_ ? first_ + row_ : gate_ + row_ - columns_) * stride_;
-      for (index_t i = 0; i < bytes_; i += 64) __builtin_prefetch(row + i, 0, 2);
-    }
+  /// For the columns of y that a unit makes from `first` on, during so many steps.
+  template <class T>
+  MODERNBERT_FAST_INLINE void aim(const T* weights, index_t N, index_t K, bool glu, index_t first, index_t steps) {
+    if (first >= N) return;
+    const index_t row = K * index_t(sizeof(T)), rows = smaller(N - first, linear_unit_columns(glu));
+    stretch_ = reinterpret_cast<const char*>(weights) + first * row;
+    gate_ = N * row;
+    steps_ = glu ? (steps + 1) / 2 : steps;  // in one stretch of memory
+    bytes_ = (rows * row + steps_ - 1) / larger(steps_, 1);
+  }
+  /// For the next `steps` steps.
+  MODERNBERT_FAST_INLINE Ahead next(index_t steps) {
+    const bool second = done_ >= steps_;
+    const Ahead ahead{stretch_ + (second ? gate_ + (done_ - steps_) * bytes_ : done_ * bytes_), bytes_};
+    done_ += steps;
+    return ahead;
   }
 
  private:
-  const char* w_;
-  index_t stride_, bytes_, first_, gate_, columns_, tiles_, row_ = 0, tile_ = 0;
+  static constexpr char kNowhere = 0;
+  const char* stretch_ = &kNowhere;
+  index_t gate_ = 0, steps_ = 0, bytes_ = 0, done_ = 0;
 };
 
 /// What storing it as T and loading it again makes of it: the fused op returns the bits of the two.
@@ -78,7 +102,7 @@ void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, inde
       Vec value = load(sum);
       if (bias) value += splat(load(bias + n + c, Partial{1})[0]);
       if constexpr (kGlu) {
-        Vec gate = load(sum + kUnitColumns<kGlu> * kTileColumns);
+        Vec gate = load(sum + linear_unit_columns(kGlu) * kTileColumns);
         if (bias) gate += splat(load(bias + a.N + n + c, Partial{1})[0]);
         value = gelu_of(rounded<T>(value)).value * rounded<T>(gate);
       }
@@ -95,51 +119,62 @@ void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, inde
   }
 }
 
-template <class T, bool kGlu>
+template <class T, class Product, bool kGlu>
 void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
-  constexpr index_t kColumns = kUnitColumns<kGlu>, kGroups = kGlu ? 2 : 1;
-  const index_t blocks = (a.N + kColumns - 1) / kColumns;
-  float* const panels = scratch;                        // (rows / kTileColumns, K, kTileColumns)
-  float* const sums = panels + a.rows * a.K;            // (rows / kTileColumns, kLinearColumns, kTileColumns)
-  float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kTileDepth)
-  const bool direct = is_same<T, float> && !a.w.transposed;
-  const index_t w_stride = direct ? a.w.stride : kTileDepth;
+  using Element = typename Product::Element;
+  const index_t kColumns = linear_unit_columns(kGlu), kGroups = kGlu ? 2 : 1;
+  const index_t blocks = (a.N + kColumns - 1) / kColumns, panel_steps = steps_of<Product>(a.K);
+  float* const panels = scratch;                        // (rows / kTileColumns, panel_steps, kTileColumns)
+  float* const sums = panels + a.rows * panel_steps;    // (rows / kTileColumns, kLinearColumns, kTileColumns)
+  float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kDepth) Elements
+  const bool direct = is_same<T, Element> && !a.w.transposed;
+  const index_t w_stride = direct ? a.w.stride : kDepth<Product>;
+  const index_t units = linear_units(a);
   index_t packed = -1;  // the first of the rows that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
     const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kColumns;
     const index_t rows = smaller(a.M - m0, a.rows), columns = smaller(a.N - n0, kColumns);
     if (packed != m0)
-      for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T>(a, m0 + m, panels + m * a.K);
+      for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T, Product>(a, m0 + m, panels + m * panel_steps);
     packed = m0;
-    const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * kGroups * ((columns + kTileRows - 1) / kTileRows);
-    for (index_t k = 0; k < a.K || k == 0; k += kTileDepth) {
-      const index_t depth = smaller(a.K - k, kTileDepth);
-      const bool last = k + kTileDepth >= a.K;
-      const index_t next = !last ? n0 : unit + 1 < end ? (unit + 1) % blocks * kColumns : a.N;
-      Prefetch<T, kGlu> prefetch(a, next, last ? 0 : k + kTileDepth, tiles);
-      const float* w[kGroups];
+    const index_t tiles = (rows + kTileColumns - 1) / kTileColumns * ((columns + kTileRows - 1) / kTileRows);
+    Prefetch prefetch;
+    const index_t steps_of_unit = tiles * kGroups * panel_steps;
+    if (unit + 1 < end) {
+      if (!a.w.transposed && a.w.stride == a.K)
+        prefetch.aim(static_cast<const T*>(a.w.data), a.N, a.K, kGlu, (unit + 1) % blocks * kColumns, steps_of_unit);
+    } else if (a.next.data) {  // this thread's share of it starts where its share of this product does
+      const index_t first =
+          begin * a.next.N / units / linear_unit_columns(a.next.glu) * linear_unit_columns(a.next.glu);
+      prefetch.aim(static_cast<const T*>(a.next.data), a.next.N, a.next.K, a.next.glu, first, steps_of_unit);
+    }
+    for (index_t k = 0; k < a.K || k == 0; k += kDepth<Product>) {
+      const index_t depth = smaller(a.K - k, kDepth<Product>), steps = steps_of<Product>(depth);
+      const Element* w[kGroups];
       for (index_t g = 0; g < kGroups; ++g) {
         if (direct) {
-          w[g] = static_cast<const float*>(a.w.data) + (g * a.N + n0) * w_stride + k;
+          w[g] = static_cast<const Element*>(a.w.data) + (g * a.N + n0) * w_stride + k;
         } else {
           float* const rows_of_group = block + g * kColumns * kTileDepth;
-          pack_weights<T>(a, g * a.N + n0, columns, k, depth, rows_of_group);
-          w[g] = rows_of_group;
+          pack_weights<T, Product>(a, g * a.N + n0, columns, k, depth, rows_of_group);
+          w[g] = reinterpret_cast<const Element*>(rows_of_group);
         }
       }
       for (index_t m = 0; m < rows; m += kTileColumns) {
         const bool narrow = rows - m <= kLanes;  // the second vector of the tile would be empty
         for (index_t g = 0; g < kGroups; ++g)
           for (index_t c = 0; c < columns; c += kTileRows) {
-            prefetch.next();
+            const Ahead ahead = prefetch.next(steps);
             const index_t count = smaller(columns - c, kTileRows);
-            const float* const panel = panels + m * a.K + k * kTileColumns;
+            const Element* const weights = w[g] + c * w_stride;
+            const float* const panel = panels + m * panel_steps + k / Product::kPack * kTileColumns;
             float* const sum = sums + m * kLinearColumns + (g * kColumns + c) * kTileColumns;
             if (narrow)
-              tile_rows<Fp32Product, 1>(count, w[g] + c * w_stride, w_stride, 1, panel, kTileColumns, depth, sum,
-                                        kTileColumns, k);
+              tile_rows<Product, 1, kTileRows>(count, weights, w_stride, Product::kPack, panel, kTileColumns, steps,
+                                               sum, kTileColumns, k, ahead);
             else
-              tile_rows(count, w[g] + c * w_stride, w_stride, 1, panel, kTileColumns, depth, sum, kTileColumns, k);
+              tile_rows<Product, kTileVecs, kTileRows>(count, weights, w_stride, Product::kPack, panel, kTileColumns,
+                                                       steps, sum, kTileColumns, k, ahead);
           }
       }
     }
@@ -148,15 +183,23 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
   }
 }
 
-template <class T>
+/// Whether pairs of elements can be read, or made, of both operands.
+MODERNBERT_FAST_INLINE bool comes_in_pairs(const LinearArgs& a) {
+  return (a.x.transposed || (a.K % 2 == 0 && (a.M == 1 || a.x.stride % 2 == 0))) && (a.w.transposed || a.K % 2 == 0);
+}
+
+template <class T, class Product = Fp32Product>
 void linear_or_glu(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
-  a.glu ? linear_as<T, true>(a, begin, end, scratch) : linear_as<T, false>(a, begin, end, scratch);
+  a.glu ? linear_as<T, Product, true>(a, begin, end, scratch) : linear_as<T, Product, false>(a, begin, end, scratch);
 }
 
 void linear(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
   switch (a.dtype) {
     case DType::kFloat: return linear_or_glu<float>(a, begin, end, scratch);
-    case DType::kBFloat16: return linear_or_glu<BFloat16>(a, begin, end, scratch);
+    case DType::kBFloat16:
+      if (kMultipliesBFloat16 && comes_in_pairs(a))
+        return linear_or_glu<BFloat16, BFloat16Product>(a, begin, end, scratch);
+      return linear_or_glu<BFloat16>(a, begin, end, scratch);
     case DType::kHalf: return linear_or_glu<Half>(a, begin, end, scratch);
   }
 }

@@ -21,7 +21,8 @@ _GEOMETRY = (
 )
 
 
-def _check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
+def check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
+    """What attention asks of its arguments."""
     cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, _ = Geometry(*geometry)
     checks.floating(qkv=qkv)
     checks.shape("qkv", qkv, None, 3, None, None)
@@ -43,7 +44,7 @@ def _check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
 
 
 def _check_backward(do: Any, qkv: Any, o: Any, lse: Any, *geometry: Any) -> None:
-    _check_forward(qkv, *geometry)
+    check_forward(qkv, *geometry)
     T, _, H, D = qkv.shape
     checks.floating(do=do, o=o, lse=lse)
     checks.shape("do", do, T, H, D)
@@ -72,7 +73,7 @@ _forward = define(
     op="attention",
     fake=_fake_forward,
     call=_call_forward,
-    check=_check_forward,
+    check=check_forward,
 )
 _backward = define(
     f"attention_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse, {_GEOMETRY}) -> Tensor",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from modernbert_fast.ops.encoder_layer import Weights
 
 
 def plan(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -105,6 +108,26 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
 
 def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return geglu(F.linear(x, weight, bias))
+
+
+def encoder_layer(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weights: Weights,
+    head_dim: int,
+    cu_seqlens: torch.Tensor,
+    window: int,
+    **rotary: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, residual (T, C) -> the output of the MLP (T, C) and the residual it is to be added to."""
+    w = weights
+    normed = stream = x if residual is None else x + residual
+    if w.attn_norm is not None:
+        normed = layer_norm(stream, w.attn_norm, w.attn_norm_bias, w.attn_norm_eps)
+    qkv = F.linear(normed, w.Wqkv, w.Wqkv_bias).unflatten(1, (3, -1, head_dim))
+    attended = F.linear(attention(qkv, cu_seqlens, window, **rotary).flatten(1), w.attn_Wo, w.attn_Wo_bias)
+    normed, stream = add_layer_norm(attended, stream, w.mlp_norm, w.mlp_norm_bias, w.mlp_norm_eps)
+    return F.linear(linear_geglu(normed, w.Wi, w.Wi_bias), w.mlp_Wo, w.mlp_Wo_bias), stream
 
 
 def pooling(x: torch.Tensor, cu_seqlens: torch.Tensor, mode: str, normalize: bool) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from modernbert_fast import ops
+from modernbert_fast.geometry import Geometry
 from modernbert_fast.testing import plain
 
 Tensors = dict[str, Any]  # by name; None where an optional tensor is left out
@@ -252,6 +253,61 @@ def linear_geglu(T: int, K: int, F: int, dtype: torch.dtype, device: torch.devic
     )  # fmt: skip
 
 
+def encoder_layer(
+    lengths: Sequence[int],
+    H: int,
+    D: int,
+    F: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    window: int = -1,
+    first: bool = False,
+    bias: bool = False,
+) -> Problem:
+    """x (T, H D) of packed texts; the first layer has no attn_norm and no residual."""
+    T, C, longest = sum(lengths), H * D, max(lengths, default=0)
+
+    def draw_inputs(draw: Draw) -> Tensors:
+        def matrix(rows: int, columns: int) -> Tensors:
+            return {"": draw(rows, columns) / columns**0.5, "_bias": draw(rows) if bias else None}
+
+        def norm() -> Tensors:
+            return {"": 1 + draw(C) / 4, "_bias": draw(C) if bias else None}
+
+        parts = {"Wqkv": matrix(3 * C, C), "attn_Wo": matrix(C, C), "mlp_norm": norm()}
+        parts |= {"Wi": matrix(2 * F, C), "mlp_Wo": matrix(C, F), "attn_norm": {} if first else norm()}
+        flat = {name + suffix: t for name, part in parts.items() for suffix, t in part.items()}
+        inputs = {
+            "x": draw(T, C),
+            "residual": None if first else draw(T, C),
+            **flat,
+            "cu_seqlens": draw.bounds(lengths),
+        }
+        positions = torch.cat([torch.arange(n, device=device, dtype=torch.int32) for n in (*lengths, 0)])
+        bounds = {"cu_seqlens": draw.bounds(lengths), "positions": positions}
+        return inputs | {**bounds, **_tables(max(longest, 1), D, 10000.0, draw)}
+
+    def gather(inputs: Tensors) -> tuple[Any, Any, ops.Weights, int]:
+        norms = {"attn_norm": None, "attn_norm_bias": None, "attn_norm_eps": 1e-5, "mlp_norm_eps": 1e-5}
+        weights = ops.Weights(**norms | {name: inputs[name] for name in ops.Weights._fields if name in inputs})
+        return inputs["x"], inputs["residual"], weights, D
+
+    def run(**inputs: Any) -> Any:
+        cu_seqlens = inputs["cu_seqlens"]
+        rotary = (inputs["positions"], inputs["cos"], inputs["sin"])
+        geometry = Geometry(cu_seqlens, *rotary, None, ops.tiles(cu_seqlens, T), longest, window, D**-0.5)
+        return ops.encoder_layer(*gather(inputs), geometry)
+
+    return Problem(
+        "encoder_layer", dtype, device, draw_inputs, run,
+        lambda **inputs: plain.encoder_layer(
+            *gather(inputs), inputs["cu_seqlens"], window, **{n: inputs[n] for n in ("positions", "cos", "sin")}
+        ),
+        (), tuple(lengths), ("x",) if first else ("x", "residual"),
+    )  # fmt: skip
+
+
 def pooling(
     lengths: Sequence[int],
     C: int,
@@ -359,6 +415,10 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     "geglu": lambda dtype, device: [geglu(9, 12, dtype, device)],
     "linear": lambda dtype, device: [
         make(9, 12, 6, dtype, device, bias=bias) for make in (linear, linear_geglu) for bias in (False, True)
+    ],
+    "encoder_layer": lambda dtype, device: [
+        encoder_layer((5, 1, 0, 9, 3), 2, 8, 12, dtype, device, window=2),
+        encoder_layer((5, 1, 0, 9, 3), 2, 8, 12, dtype, device, first=True, bias=True),
     ],
     "pooling": lambda dtype, device: [
         pooling((5, 1, 0, 9, 3), 12, dtype, device, mode=mode, normalize=normalize)

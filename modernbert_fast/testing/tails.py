@@ -76,6 +76,10 @@ TAILS: dict[str, Callable[[int, torch.dtype, torch.device], list[Problem]]] = {
     "rope": lambda n, dtype, device: [problems.rope(n, 1, 8, dtype, device), problems.rope(3, 2, 2 * n, dtype, device)],
     "geglu": lambda n, dtype, device: [problems.geglu(n, 5, dtype, device), problems.geglu(3, n, dtype, device)],
     "linear": _linear,
+    "encoder_layer": lambda n, dtype, device: [
+        problems.encoder_layer((n, 2), 1, 8, 6, dtype, device, window=3, bias=True),
+        problems.encoder_layer((3, 2), 2, 2 * n, 5, dtype, device, first=True),
+    ],
     "pooling": _pooling,
     "maxsim": _maxsim,
     "cross_entropy": lambda n, dtype, device: [

@@ -40,8 +40,22 @@ MODERNBERT_FAST_INLINE void store_two(float* y, Vec low, Vec high) {
 
 constexpr index_t kBlockRows = 16;  // of a block of AMX, which has as many columns of fp32 or pairs
 
+/// Two neighbours in a row, as one lane of a vector.
+struct Pair {
+  BFloat16 element[2];
+};
+static_assert(sizeof(Pair) == sizeof(float), "a pair is a lane");
+
+MODERNBERT_FAST_INLINE Vec load(const Pair* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
 struct BFloat16Product {
   using Element = BFloat16;
+  template <class T>
+  using Unit = Pair;
   static constexpr index_t kPack = 2;
   static constexpr index_t kRows = kMultipliesBlocks ? 2 * kBlockRows : kTileRows;
   static MODERNBERT_FAST_INLINE Vec broadcast(const BFloat16* a) {
@@ -55,6 +69,24 @@ struct BFloat16Product {
     return kMultipliesBFloat16 && D % (kMultipliesBlocks ? 2 * kBlockRows : 2) == 0;
   }
 };
+
+// ---- packing of pairs
+
+/// Pairs of elements one above the other: y[r / 2][c] = (x[r][c], x[r + 1][c]), zero beyond the last row and up to
+/// padded_columns.
+MODERNBERT_FAST_INLINE void pack_row_pairs(const BFloat16* x, index_t x_stride, index_t rows, index_t columns, float* y,
+                                           index_t y_stride, index_t padded_columns) {
+  for (index_t r = 0; r < rows; r += 2) {
+    float* const out = y + r / 2 * y_stride;
+    for_row(columns, [&](index_t c, auto lanes, int) MODERNBERT_FAST_LAMBDA {
+      const BFloat16* const above = x + r * x_stride + c;
+      const Bits low = bit_cast<Bits>(load(above, lanes)) >> 16;
+      const Bits high = r + 1 < rows ? bit_cast<Bits>(load(above + x_stride, lanes)) : Bits{};
+      store(out + c, bit_cast<Vec>(low | high), lanes);
+    });
+    for (index_t c = columns; c < padded_columns; ++c) out[c] = 0;
+  }
+}
 
 // ---- blocks: eight registers of 16 rows x 64 bytes
 

@@ -18,23 +18,37 @@ MODERNBERT_FAST_INLINE index_t whole_tiles(index_t n) { return (n + kTileColumns
 
 struct Fp32Product {
   using Element = float;
+  template <class T>
+  using Unit = T;  // that packing makes one lane of
   static constexpr index_t kPack = 1;
   static constexpr index_t kRows = kTileRows;  // that multiply() takes
   static MODERNBERT_FAST_INLINE Vec broadcast(const float* a) { return splat(*a); }
   static MODERNBERT_FAST_INLINE Vec add(Vec a, Vec b, Vec sum) { return fused(a, b, sum); }
 };
 
+/// What a tile may do beside each step of its sum: nothing, or to bring the data of a later one into the L2 cache. In
+/// between the products, because a burst of requests would fill the queue that loads need.
+struct Nothing {
+  MODERNBERT_FAST_INLINE void operator()(index_t) const {}
+};
+struct Ahead {
+  const char* first;
+  index_t bytes;  // a step
+  MODERNBERT_FAST_INLINE void operator()(index_t k) const { __builtin_prefetch(first + k * bytes, 0, 2); }
+};
+
 /// c[r][n] = (c[r][n] +) the sum over k < K of a[r][k] * b[k][n], in the order of k, for r < kRows and n <
 /// kVecs * kLanes. Rows of a are a_stride apart and its columns a_step, in Elements; columns of b and c are contiguous.
 /// An element's sum depends neither on kRows nor on kVecs, so a row of a product is the same in any company. What is
 /// accumulated joins last: sums of sums are more accurate than one long sum.
-template <class Product, index_t kRows, index_t kVecs>
+template <class Product, index_t kRows, index_t kVecs, class Beside>
 void tile(const typename Product::Element* a, index_t a_stride, index_t a_step, const float* b, index_t b_stride,
-          index_t K, float* c, index_t c_stride, bool accumulate) {
+          index_t K, float* c, index_t c_stride, bool accumulate, Beside beside) {
   Vec acc[kRows][kVecs];
   for (index_t r = 0; r < kRows; ++r)
     for (index_t v = 0; v < kVecs; ++v) acc[r][v] = Vec{};
   for (index_t k = 0; k < K; ++k) {
+    beside(k);
     Vec row[kVecs];
 #pragma GCC unroll 2
     for (index_t v = 0; v < kVecs; ++v) row[v] = load(b + k * b_stride + v * kLanes);
@@ -53,14 +67,14 @@ void tile(const typename Product::Element* a, index_t a_stride, index_t a_step, 
 }
 
 /// tile() for any number of rows up to kRows.
-template <class Product = Fp32Product, index_t kVecs = kTileVecs, index_t kRows = kTileRows>
+template <class Product = Fp32Product, index_t kVecs = kTileVecs, index_t kRows = kTileRows, class Beside = Nothing>
 MODERNBERT_FAST_INLINE void tile_rows(index_t rows, const typename Product::Element* a, index_t a_stride,
                                       index_t a_step, const float* b, index_t b_stride, index_t K, float* c,
-                                      index_t c_stride, bool accumulate) {
+                                      index_t c_stride, bool accumulate, Beside beside = {}) {
   if (rows == kRows) {
-    tile<Product, kRows, kVecs>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
+    tile<Product, kRows, kVecs>(a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate, beside);
   } else if constexpr (kRows > 1) {
-    tile_rows<Product, kVecs, kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate);
+    tile_rows<Product, kVecs, kRows - 1>(rows, a, a_stride, a_step, b, b_stride, K, c, c_stride, accumulate, beside);
   }
 }
 

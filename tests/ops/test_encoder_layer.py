@@ -1,0 +1,85 @@
+"""A whole layer in one call: what its ops give, to the bit, and when it may take their place."""
+
+import functools
+
+import pytest
+import torch
+
+from modernbert_fast import dispatch, ops
+from modernbert_fast.testing import assert_same_bits, checks, problems
+
+OP = "encoder_layer"
+LENGTHS = [(), (0,), (1, 33), (0, 0, 1, 0, 37, 2, 0, 0), (63, 64, 65, 66, 0), (255, 256, 257)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("window", [-1, 8])
+def test_accuracy(backend, device, dtype, lengths, window):
+    checks.check_accuracy(problems.encoder_layer(lengths, 2, 32, 40, dtype, device, window=window))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_biases(backend, device, dtype, first):
+    checks.check_accuracy(problems.encoder_layer((5, 40), 2, 32, 40, dtype, device, first=first, bias=True))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("window", [-1, 8])
+def test_it_is_its_ops(backend, device, dtype, first, window):
+    """To the bit, so that a text's vector depends neither on gradients nor on who watches a layer."""
+    problem = problems.encoder_layer((5, 0, 70), 2, 64, 72, dtype, device, window=window, first=first, bias=True)
+    inputs = problem.inputs()
+    with dispatch.use_backend(backend), torch.no_grad():
+        for got, expected in zip(problem.run(**inputs), _one_by_one(inputs, 64, window), strict=True):
+            assert_same_bits(got, expected)
+
+
+def _one_by_one(inputs, D, window):
+    def norm(name):
+        return inputs[name], inputs[f"{name}_bias"], 1e-5
+
+    def linear(op, name, x):
+        return op(x, inputs[name], inputs[f"{name}_bias"])
+
+    x, residual, cu_seqlens = inputs["x"], inputs["residual"], inputs["cu_seqlens"]
+    normed = x
+    if residual is None:
+        residual = x
+    else:
+        normed, residual = ops.add_layer_norm(x, residual, *norm("attn_norm"))
+    qkv = linear(ops.linear, "Wqkv", normed).unflatten(1, (3, -1, D))
+    rotary = {name: inputs[name] for name in ("positions", "cos", "sin")}
+    o = ops.attention(qkv, cu_seqlens, int(cu_seqlens.diff().max()), window=window, **rotary)
+    normed, residual = ops.add_layer_norm(linear(ops.linear, "attn_Wo", o.flatten(1)), residual, *norm("mlp_norm"))
+    return linear(ops.linear, "mlp_Wo", linear(ops.linear_geglu, "Wi", normed)), residual
+
+
+def test_refuses(backend, device):
+    problem = problems.encoder_layer((3, 4), 2, 8, 12, torch.float32, device, bias=True)
+    inputs = problem.inputs()
+    for name, worse, error in (
+        ("x", inputs["x"][:, 1:], ValueError),
+        ("residual", inputs["residual"][1:], ValueError),
+        ("Wqkv", inputs["Wqkv"][:-1], ValueError),
+        ("Wqkv", inputs["Wqkv"].half(), TypeError),
+        ("attn_Wo", inputs["attn_Wo"][:, 1:], ValueError),
+        ("Wi", inputs["Wi"][1:], ValueError),
+        ("mlp_Wo", inputs["mlp_Wo"][:, 1:], ValueError),
+        ("attn_norm", inputs["attn_norm"][1:], ValueError),
+        ("mlp_norm_bias", inputs["mlp_norm_bias"][1:], ValueError),
+        ("positions", inputs["positions"] + 9, IndexError),
+        ("cu_seqlens", inputs["cu_seqlens"] + 1, ValueError),
+    ):
+        checks.check_refuses(functools.partial(problem.run, **inputs | {name: worse}), error, problem)
+
+
+@pytest.mark.parametrize("name", ["x", "residual", "mlp_norm", "Wi"])
+def test_has_no_gradient(backend, device, name):
+    """An error, never a gradient that stops here unseen."""
+    problem = problems.encoder_layer((3, 4), 2, 8, 12, torch.float32, device)
+    inputs = problem.inputs()
+    inputs[name].requires_grad_()
+    with pytest.raises(RuntimeError, match="no gradient"):
+        problem.run(**inputs)
+    with torch.no_grad():
+        problem.run(**inputs)
