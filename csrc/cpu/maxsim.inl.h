@@ -27,6 +27,13 @@ void maxsim_pack(const MaxSimForwardArgs& a, index_t begin, index_t end) {
 MODERNBERT_FAST_INLINE void keep_best(const float* scores, index_t rows, index_t token, float* best, int32_t* winner) {
   for (index_t v = 0; v < kTileColumns; v += kLanes) {
     Vec highest = load(best + v);
+    Vec peak = load(scores + v), sum = peak;  // the sum is NaN if a score is
+    for (index_t r = 1; r < rows; ++r) {
+      const Vec score = load(scores + r * kTileColumns + v);
+      peak = larger(score, peak);
+      sum += score;
+    }
+    if (at_most(peak, highest) && at_most(sum, sum)) continue;  // nothing new, as in most tiles
     Bits at;
     __builtin_memcpy(&at, winner + v, sizeof(at));
     for (index_t r = 0; r < rows; ++r) {
@@ -38,14 +45,6 @@ MODERNBERT_FAST_INLINE void keep_best(const float* scores, index_t rows, index_t
     store(best + v, highest);
     __builtin_memcpy(winner + v, &at, sizeof(at));
   }
-}
-
-/// Brings rows of D near; past the end of a tensor it does nothing.
-template <class T>
-MODERNBERT_FAST_INLINE void fetch(const T* x, index_t stride, index_t rows, index_t D) {
-  constexpr index_t kLine = 64 / sizeof(T);
-  for (index_t r = 0; r < rows; ++r)
-    for (index_t c = 0; c < D; c += kLine) __builtin_prefetch(x + r * stride + c, 0, 2);
 }
 
 template <class T>
@@ -75,11 +74,14 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
       const float* const panel = a.panels + (group.column + c) * in.D;
       for (index_t r = 0; r < tokens; r += kTileRows) {
         const index_t rows = smaller(kTileRows, tokens - r);
-        if (c == 0)  // the next block, of this document or of the next, while this one is multiplied
-          fetch(d + (r + kDocumentBlock) * in.d_stride, in.d_stride, rows, in.D);
+        // The next block, of this document or of the next, arrives while this one is multiplied; past the end of a
+        // tensor fetching does nothing.
+        const T* const next = d + (r + kDocumentBlock) * in.d_stride;
+        const index_t bytes = c == 0 ? rows * in.d_stride * sizeof(T) / larger(in.D, 1) : 0;
         for (index_t k = 0; k < in.D || k == 0; k += kTileDepth)
           tile_rows(rows, x + r * x_stride + k, x_stride, 1, panel + k * kTileColumns, kTileColumns,
-                    smaller(kTileDepth, in.D - k), scores, kTileColumns, k);
+                    smaller(kTileDepth, in.D - k), scores, kTileColumns, k > 0,
+                    Ahead{reinterpret_cast<const char*>(next) + k * bytes, bytes});
         keep_best(scores, rows, first + r, best + c, winner + c);
       }
     }

@@ -61,6 +61,18 @@ MODERNBERT_FAST_INLINE Vec larger(Vec a, Vec b) {
 #endif
 }
 
+/// Whether a <= b in every lane: not where either is NaN.
+MODERNBERT_FAST_INLINE bool at_most(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ) == 0xffff;
+#else
+  const Bits yes = bit_cast<Bits>(a <= b);
+  uint32_t all = yes[0];
+  for (index_t i = 1; i < kLanes; ++i) all &= yes[i];
+  return all;
+#endif
+}
+
 /// v with lanes i and i ^ kStep exchanged.
 template <index_t kStep>
 MODERNBERT_FAST_INLINE Vec exchanged(Vec v) {
