@@ -39,7 +39,8 @@ static constexpr index_t kLargestHead = 4096;  // elements of D that the scratch
 
 struct AttentionForwardArgs {
   AttentionArgs in;
-  // Keys and values in fp32, rotated, by panels; P panels of W = tile_columns keys, D_ = D up to a multiple of W.
+  // Keys (rotated) and values in fp32, or in pairs of bfloat16 that fill half as many lanes, by panels; P panels of W =
+  // tile_columns keys, D_ = D up to a multiple of W.
   index_t first_head, heads;  // the group of heads at work, G = heads
   index_t panels;             // P
   float* keys;                // (G, P, D, W)

@@ -55,7 +55,8 @@ void check_operands(const Tensor& x, const Tensor& weight, const std::optional<T
 /// Rows that start at an even element where there can be such rows: loops may read pairs of bfloat16.
 Tensor with_even_rows(const Tensor& x_in) {
   const Tensor x = with_contiguous_rows(x_in);
-  return x.stride(0) % 2 && x.size(1) % 2 == 0 ? torch::stable::contiguous(x) : x;
+  return x.scalar_type() == ScalarType::BFloat16 && x.stride(0) % 2 && x.size(1) % 2 == 0 ? torch::stable::contiguous(x)
+                                                                                          : x;
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ struct LinearArgs {
 
 static constexpr index_t kLinearRows = 32;     // rows are packed in multiples of this, whole tiles everywhere
 static constexpr index_t kLinearColumns = 48;  // rows of w that one unit takes: they stay in the L2 cache
-static constexpr index_t kLinearDepth = 256;   // of the inner sum at a time
+static constexpr index_t kLinearDepth = 256;   // of the inner sum at a time, in steps of one element or of a pair
 
 /// Columns of y that one unit makes.
 static inline index_t linear_unit_columns(bool glu) { return glu ? kLinearColumns / 2 : kLinearColumns; }

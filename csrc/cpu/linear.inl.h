@@ -129,7 +129,6 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
   float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kDepth) Elements
   const bool direct = is_same<T, Element> && !a.w.transposed;
   const index_t w_stride = direct ? a.w.stride : kDepth<Product>;
-  const index_t units = linear_units(a);
   index_t packed = -1;  // the first of the rows that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
     const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kColumns;
@@ -144,8 +143,8 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
       if (!a.w.transposed && a.w.stride == a.K)
         prefetch.aim(static_cast<const T*>(a.w.data), a.N, a.K, kGlu, (unit + 1) % blocks * kColumns, steps_of_unit);
     } else if (a.next.data) {  // this thread's share of it starts where its share of this product does
-      const index_t first =
-          begin * a.next.N / units / linear_unit_columns(a.next.glu) * linear_unit_columns(a.next.glu);
+      const index_t unit_columns = linear_unit_columns(a.next.glu);
+      const index_t first = begin % blocks * a.next.N / blocks / unit_columns * unit_columns;
       prefetch.aim(static_cast<const T*>(a.next.data), a.next.N, a.next.K, a.next.glu, first, steps_of_unit);
     }
     for (index_t k = 0; k < a.K || k == 0; k += kDepth<Product>) {

@@ -130,8 +130,8 @@ MODERNBERT_FAST_INLINE Vec load(const BFloat16* p) {
 
 MODERNBERT_FAST_INLINE void store(BFloat16* p, Vec v) {
 #if defined(__AVX512BF16__)
-  constexpr int kSubnormal = 0x20;  // which the instruction takes for zero
-  if (!_mm512_fpclass_ps_mask(v, kSubnormal))
+  constexpr int kOthers = 0x20 | 0x01 | 0x80;  // subnormal numbers, which the instruction takes for zero, and NaN
+  if (!_mm512_fpclass_ps_mask(v, kOthers))
     return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 #endif
   const Bits bits = bit_cast<Bits>(v);

@@ -27,7 +27,8 @@ struct Fp32Product {
 };
 
 /// What a tile may do beside each step of its sum: nothing, or to bring the data of a later one into the L2 cache. In
-/// between the products, because a burst of requests would fill the queue that loads need.
+/// between the products, because a burst of requests would fill the queue that loads need. One line a step: beyond 64
+/// bytes a step, which only products of up to 32 rows ask for, some lines are left out.
 struct Nothing {
   MODERNBERT_FAST_INLINE void operator()(index_t) const {}
 };
