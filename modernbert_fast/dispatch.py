@@ -109,8 +109,9 @@ def _short(dtype: torch.dtype) -> str:
 
 _REFERENCE = Row("reference", _python("reference"), devices=None)
 
-# On a CPU half precision products pay only where it multiplies in it; elsewhere the cpu row computes them in fp32.
+# Where a half precision product pays on a CPU: where it multiplies in it. Elsewhere the cpu row computes it in fp32.
 _HALF_PRODUCTS = ((BF16, ("avx512_bf16", "amx_bf16")), (F16, ("amx_fp16",)))
+# Where torch's is faster than the cpu row: with blocks. With pairs (AVX-512-BF16) they are level, or ours is faster.
 _BLOCK_PRODUCTS = ((BF16, ("amx_bf16",)), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
@@ -157,7 +158,15 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "cross_entropy": (_REFERENCE,),
     "encoder_layer": (
-        Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), leaves=_BLOCK_PRODUCTS),
+        # Made of the cpu rows of its parts: what they leave to others, it leaves too.
+        Row(
+            "cpu",
+            _native("_ops_cpu"),
+            devices=("cpu",),
+            dtypes=(F32, F16, BF16),
+            cannot=("mixed dtypes",),
+            leaves=_BLOCK_PRODUCTS,
+        ),
         _REFERENCE,
     ),
 }

@@ -19,6 +19,7 @@ from modernbert_fast import modules, ops
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
 from modernbert_fast.geometry import Geometry
+from modernbert_fast.ops.encoder_layer import one_call_serves
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ def layer(
         defer: return (x, residual) apart, for the next norm to add.
     """
     attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
-    one_call = ops.one_call_serves(x, residual, attn.head_dim)
+    one_call = one_call_serves(x, residual, attn.head_dim)
     if one_call and (weights := modules.layer_weights(block, x, residual)):
         x, residual = ops.encoder_layer(x, residual, weights, attn.head_dim, kind.geometry(batch, attn.head_dim))
         return (x, residual) if defer else residual + x

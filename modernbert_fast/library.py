@@ -73,11 +73,11 @@ def differentiable(function: type[torch.autograd.Function], op: Callable) -> Cal
 
 def wants_gradients() -> bool:
     """Whether a derivative of what is computed now may be asked for."""
-    if torch.is_grad_enabled():
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    # no_grad stops neither forward mode nor functorch; what a Function cannot do there it says.
+    return torch.is_grad_enabled() or (not torch.compiler.is_compiling() and is_transformed())
+
+
+def is_transformed() -> bool:
+    """Whether functorch or forward mode is at work: no_grad stops neither; what a Function cannot do there it says."""
     return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
 
 

@@ -59,7 +59,9 @@ def is_idle(dropout: Any) -> bool:
 
 
 def _is_norm(module: Any, x: torch.Tensor) -> bool:
-    return is_plain(module, nn.LayerNorm) and module.weight.dtype in (x.dtype, torch.float32)
+    if not is_plain(module, nn.LayerNorm):
+        return False
+    return all(t is None or t.dtype in (x.dtype, torch.float32) for t in (module.weight, module.bias))
 
 
 def layer_weights(block: Any, x: torch.Tensor, residual: torch.Tensor | None) -> Weights | None:

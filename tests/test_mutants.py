@@ -303,6 +303,30 @@ def decoder_bias_dropped(right, dloss, x, weight, bias, *rest):
     return right(dloss, x, weight, torch.zeros_like(bias), *rest)
 
 
+LAYER = accurate(problems.encoder_layer, (5, 40), 2, 8, 12, window=4)
+FIRST_LAYER = accurate(problems.encoder_layer, (5, 40), 2, 8, 12, first=True)
+
+
+@mutant("encoder_layer", "forward", LAYER)
+def residual_without_the_output_before(right, x, residual, *rest):
+    return right(torch.zeros_like(x), residual, *rest)
+
+
+@mutant("encoder_layer", "forward", LAYER)
+def window_of_a_layer_ignored(right, *args):
+    return right(*args[:-2], -1, args[-1])
+
+
+@mutant("encoder_layer", "forward", LAYER)
+def residual_from_before_attention(right, x, residual, *rest):
+    return right(x, residual, *rest)[0], x + residual
+
+
+@mutant("encoder_layer", "forward", FIRST_LAYER)
+def halves_of_wi_swapped(right, *args):
+    return right(*args[:12], args[12].roll(args[12].shape[0] // 2, 0), *args[13:])
+
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """Puts a row with one function replaced before the reference row of an op."""

@@ -2,7 +2,7 @@
 
 from modernbert_fast.ops.attention import attention
 from modernbert_fast.ops.cross_entropy import cross_entropy
-from modernbert_fast.ops.encoder_layer import Weights, encoder_layer, one_call_serves
+from modernbert_fast.ops.encoder_layer import Weights, encoder_layer
 from modernbert_fast.ops.geglu import geglu
 from modernbert_fast.ops.layer_norm import add_layer_norm, embed_layer_norm, layer_norm
 from modernbert_fast.ops.linear import linear, linear_geglu
@@ -23,7 +23,6 @@ __all__ = [
     "linear",
     "linear_geglu",
     "maxsim",
-    "one_call_serves",
     "pad",
     "plan",
     "pooling",

@@ -9,11 +9,12 @@ import torch
 from modernbert_fast import dispatch
 from modernbert_fast.dispatch import Call, call_of
 from modernbert_fast.geometry import Geometry
-from modernbert_fast.library import define, wants_gradients
+from modernbert_fast.library import define, is_transformed, wants_gradients
 from modernbert_fast.ops import checks
 from modernbert_fast.ops.attention import check_forward
+from modernbert_fast.ops.layer_norm import flags_of
 
-PARTS = ("layer_norm", "attention", "geglu", "linear")
+_PARTS = ("layer_norm", "attention", "linear")
 
 
 class Weights(NamedTuple):
@@ -56,8 +57,10 @@ def _check(x: torch.Tensor, residual: torch.Tensor | None, *rest: Any) -> None:
     checks.shape("x", x, None, None)
     T, C = x.shape
     checks.shape("residual", residual, T, C)
-    if residual is not None and w.attn_norm is None:
-        raise ValueError("a residual needs an attn_norm")
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"x is {x.dtype}, residual {residual.dtype}: a layer takes one dtype")
+    if w.attn_norm is None and (residual is not None or w.attn_norm_bias is not None):
+        raise ValueError("a residual and a bias need an attn_norm")
     for name in ("attn_norm", "attn_norm_bias", "mlp_norm", "mlp_norm_bias", "attn_Wo_bias", "mlp_Wo_bias"):
         checks.shape(name, getattr(w, name), C)
     checks.shape("Wqkv", w.Wqkv, None, C)
@@ -81,7 +84,8 @@ def _fake(x: Any, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _call(x: torch.Tensor, residual: Any, *rest: Any) -> Call:
     w = Weights(*rest[:14])
-    return call_of(x, residual, w.attn_norm, w.Wqkv, w.mlp_norm, width=rest[14])
+    norms = (w.attn_norm, w.attn_norm_bias, w.mlp_norm, w.mlp_norm_bias)
+    return call_of(x, residual, w.Wqkv, *norms, width=rest[14], flags=flags_of(x, residual, *norms))
 
 
 _forward = define(_SCHEMA, op="encoder_layer", fake=_fake, call=_call, check=_check)
@@ -92,7 +96,7 @@ def one_call_serves(x: torch.Tensor, residual: torch.Tensor | None, head_dim: in
     has to have a row of its own here, while nobody forced another for one of them."""
     if torch.compiler.is_compiling() or wants_gradients():
         return False
-    return dispatch.stands_for("encoder_layer", PARTS, call_of(x, residual, width=head_dim))
+    return dispatch.stands_for("encoder_layer", _PARTS, call_of(x, residual, width=head_dim))
 
 
 def encoder_layer(
@@ -102,7 +106,7 @@ def encoder_layer(
 
     Args:
         x: (T, C), the output of the layer before; without its residual where that comes apart.
-        residual: (T, C) to be added to x before the first norm, or None.
+        residual: (T, C) of x's dtype, to be added to x before the first norm, or None.
         weights: the parameters; matrices of x's dtype. Without an attn_norm there may be no residual.
         head_dim: D; Wqkv (3 H D, C) tells H.
         geometry: bounds, rotary tables, window and scale, as attention takes them.
@@ -115,6 +119,6 @@ def encoder_layer(
         RuntimeError: where a gradient is asked for.
     """
     tensors = (t for t in (x, residual, *weights) if isinstance(t, torch.Tensor))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if is_transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         raise RuntimeError("encoder_layer has no gradient: call the ops of a layer one by one")
     return _forward(x, residual, *weights, head_dim, *geometry)

@@ -93,7 +93,7 @@ def _fake_embed(ids: Any, table: Any, weight: Any, bias: Any, eps: float) -> tup
     return table.new_empty((ids.shape[0], table.shape[1])), stats, torch.empty_like(stats)
 
 
-def _flags(x: torch.Tensor, residual: Any, *affine: Any) -> tuple[str, ...]:
+def flags_of(x: torch.Tensor, residual: Any, *affine: Any) -> tuple[str, ...]:
     """ "mixed dtypes" unless the stream is fp32 or all of one dtype, and weight and bias are fp32 or the stream's."""
     stream = x.dtype if residual is None else residual.dtype
     plain = stream in (x.dtype, torch.float32) and all(t is None or t.dtype in (stream, torch.float32) for t in affine)
@@ -106,7 +106,7 @@ _forward = define(
     op="layer_norm",
     fake=_fake_forward,
     call=lambda x, residual, weight, bias, eps: call_of(
-        x, residual, weight, bias, flags=_flags(x, residual, weight, bias)
+        x, residual, weight, bias, flags=flags_of(x, residual, weight, bias)
     ),
     check=_check_forward,
 )
@@ -115,7 +115,9 @@ _backward = define(
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     op="layer_norm",
     fake=_fake_backward,
-    call=lambda dy, dsum, x, weight, has_bias, mean, rstd: call_of(x, dy, dsum, weight, flags=_flags(x, None, weight)),
+    call=lambda dy, dsum, x, weight, has_bias, mean, rstd: call_of(
+        x, dy, dsum, weight, flags=flags_of(x, None, weight)
+    ),
     check=_check_backward,
 )
 _embed_forward = define(
@@ -123,7 +125,7 @@ _embed_forward = define(
     " -> (Tensor y, Tensor mean, Tensor rstd)",
     op="layer_norm",
     fake=_fake_embed,
-    call=lambda ids, table, weight, bias, eps: call_of(table, weight, bias, flags=_flags(table, None, weight, bias)),
+    call=lambda ids, table, weight, bias, eps: call_of(table, weight, bias, flags=flags_of(table, None, weight, bias)),
     check=_check_embed,
 )
 

@@ -278,12 +278,7 @@ def encoder_layer(
         parts = {"Wqkv": matrix(3 * C, C), "attn_Wo": matrix(C, C), "mlp_norm": norm()}
         parts |= {"Wi": matrix(2 * F, C), "mlp_Wo": matrix(C, F), "attn_norm": {} if first else norm()}
         flat = {name + suffix: t for name, part in parts.items() for suffix, t in part.items()}
-        inputs = {
-            "x": draw(T, C),
-            "residual": None if first else draw(T, C),
-            **flat,
-            "cu_seqlens": draw.bounds(lengths),
-        }
+        inputs = {"x": draw(T, C), "residual": None if first else draw(T, C), **flat}
         positions = torch.cat([torch.arange(n, device=device, dtype=torch.int32) for n in (*lengths, 0)])
         bounds = {"cu_seqlens": draw.bounds(lengths), "positions": positions}
         return inputs | {**bounds, **_tables(max(longest, 1), D, 10000.0, draw)}

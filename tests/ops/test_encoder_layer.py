@@ -1,4 +1,4 @@
-"""A whole layer in one call: what its ops give, to the bit, and when it may take their place."""
+"""A whole layer in one call: what its ops give, to the bit. When it takes their place: test_one_call.py."""
 
 import functools
 
@@ -60,6 +60,7 @@ def test_refuses(backend, device):
     for name, worse, error in (
         ("x", inputs["x"][:, 1:], ValueError),
         ("residual", inputs["residual"][1:], ValueError),
+        ("residual", inputs["residual"].half(), TypeError),
         ("Wqkv", inputs["Wqkv"][:-1], ValueError),
         ("Wqkv", inputs["Wqkv"].half(), TypeError),
         ("attn_Wo", inputs["attn_Wo"][:, 1:], ValueError),
@@ -83,3 +84,20 @@ def test_has_no_gradient(backend, device, name):
         problem.run(**inputs)
     with torch.no_grad():
         problem.run(**inputs)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_forward_mode_raises(backend, device, grad):
+    problem = problems.encoder_layer((3, 4), 2, 8, 12, torch.float32, device)
+    inputs = problem.inputs()
+    x = inputs.pop("x")
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="no gradient"):
+        torch.func.jvp(lambda x: problem.run(x=x, **inputs)[0], (x,), (torch.ones_like(x),))
+
+
+def test_norms_of_other_dtypes(backend, device):
+    """As layer_norm has it: what the compiled op does not take, the reference does."""
+    problem = problems.encoder_layer((3, 4), 2, 8, 12, torch.float32, device, bias=True)
+    inputs = problem.inputs()
+    with dispatch.use_backend(None, OP):
+        problem.run(**inputs | {"mlp_norm_bias": inputs["mlp_norm_bias"].half()})
