@@ -154,6 +154,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "attention": (
+        _triton(range(2, 129, 2), tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,

@@ -48,6 +48,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(names, cells, indirect=["backend", "device"], ids=[_words(cell) for cell in cells])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """An interpreted row takes about a millisecond for what a program of a GPU does in a microsecond."""
+    skip = pytest.mark.skip(reason="too much work for Triton's interpreter")
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if (
+            item.get_closest_marker("heavy")
+            and params
+            and params.get("backend") == "triton"
+            and params["device"] == "cpu"
+        ):
+            item.add_marker(skip)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
     """The objection of the row under test is why the test is skipped."""
