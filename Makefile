@@ -4,6 +4,7 @@
 #   demo       build, then `modernbert-fast demo`
 #   test       lint, then the tests
 #   lint       ruff, mypy, clang-format, the rules of tools/lint.py
+#   lint-kernels   compiles every Triton kernel for every chip, without a GPU: none may spill (five minutes)
 #   bench      the benchmark suite in small sizes
 #   bench-rivals   installs ONNX Runtime and OpenVINO too, then the encoder against them all (takes an hour)
 #   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass
@@ -28,7 +29,7 @@ NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find modernbert_fast kernels -name '*.py')
 export PATH := $(BIN):$(PATH)
 
-.PHONY: build demo test lint bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize clean
+.PHONY: build demo test lint lint-kernels bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -60,6 +61,9 @@ lint: build
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+lint-kernels: build
+	@env -u TRITON_INTERPRET $(BIN)/python benchmarks/run.py compile_report
 
 test: lint
 	@MALLOC_PERTURB_=128 OMP_WAIT_POLICY=passive timeout 2700 $(BIN)/python -m pytest -q

@@ -1,6 +1,7 @@
 """Times ops and writes benchmarks/results/<machine>/ops-<dtype>.json: python benchmarks/run.py [op ...] [--large].
 
-python benchmarks/run.py models/NAME ... runs benchmarks/models/NAME.py instead.
+python benchmarks/run.py models/NAME ... runs benchmarks/models/NAME.py instead, and `compile_report` the costs of the
+Triton kernels on every chip, without one.
 """
 
 import argparse
@@ -20,6 +21,8 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1].startswith("models/"):
         importlib.import_module(sys.argv[1].replace("/", ".")).main(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["compile_report"]:
+        sys.exit(importlib.import_module("compile_report").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ops", nargs="*", default=list(dispatch.TABLE), help="all when none is named")
     parser.add_argument("--rounds", type=int, default=9)

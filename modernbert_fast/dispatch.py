@@ -24,18 +24,26 @@ class Call(NamedTuple):
         dtypes: every floating dtype among the arguments; empty for ops that only move bytes.
         width: head dim for attention and rope, last dim for the rest.
         flags: what the call asks beyond the plain op, in the op's own words ("mixed dtypes" ...).
+        capability: compute capability of a CUDA device; None elsewhere, or where it is not known.
     """
 
     device: str
     dtypes: frozenset[torch.dtype] = frozenset()
     width: int = 0
     flags: frozenset[str] = frozenset()
+    capability: tuple[int, int] | None = None
 
 
 def call_of(x: torch.Tensor, *others: torch.Tensor | None, width: int | None = None, flags: Iterable[str] = ()) -> Call:
     """The facts of a call on `x` and its other tensor arguments."""
     dtypes = frozenset([t.dtype for t in (x, *others) if t is not None and t.is_floating_point()])
-    return Call(x.device.type, dtypes, x.shape[-1] if width is None else width, frozenset(flags))
+    capability = _capability(x.device) if x.is_cuda else None
+    return Call(x.device.type, dtypes, x.shape[-1] if width is None else width, frozenset(flags), capability)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def host_readable(x: torch.Tensor) -> bool:
@@ -55,6 +63,8 @@ class Row:
         cpu_flags: for a dtype, instruction sets of which the CPU must have one for the row to pay.
         leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
         widens: for a dtype that it multiplies in fp32, instruction sets with any of which it does not.
+        capability: the least compute capability, on CUDA devices.
+        interpreted: dtypes it serves on the CPU too, but only where it is forced and Triton interprets.
     """
 
     backend: str
@@ -66,12 +76,20 @@ class Row:
     cpu_flags: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     leaves: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     widens: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
+    capability: tuple[int, int] = (0, 0)
+    interpreted: tuple[torch.dtype, ...] = ()
 
     def objections(self, op: str, call: Call, forced: bool = False) -> list[str]:
         """Sentences that say why this row cannot, or unless it is forced should not, serve the call."""
         no = []
         if self.devices is not None and call.device not in self.devices:
-            no.append(f"runs on {' or '.join(self.devices)}, not on {call.device}")
+            if not (self.interpreted and call.device == "cpu" and forced and _library().interprets_triton()):
+                no.append(f"runs on {' or '.join(self.devices)}, not on {call.device}")
+            elif untrue := call.dtypes - set(self.interpreted):
+                no.append(f"Triton's interpreter truncates {', '.join(sorted(_short(d) for d in untrue))}")
+        if call.capability is not None and call.capability < self.capability:
+            needed, found = (".".join(map(str, pair)) for pair in (self.capability, call.capability))
+            no.append(f"needs compute capability {needed} or later, not {found}")
         if strange := call.dtypes - set(self.dtypes):
             no.append(f"does not take {', '.join(sorted(_short(d) for d in strange))}")
         if self.widths is not None and call.width not in self.widths:
@@ -107,6 +125,19 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _triton(widths: range, *, tensor_cores: bool = False) -> Row:
+    """Kernels that multiply tiles need sm_80: Triton has no tensor cores before, only very slow products."""
+    return Row(
+        "triton",
+        _python("kernels"),
+        devices=("cuda",),
+        dtypes=(F32, F16, BF16),
+        widths=widths,
+        capability=(8, 0) if tensor_cores else (7, 5),
+        interpreted=(F32, F16),
+    )
+
+
 _REFERENCE = Row("reference", _python("reference"), devices=None)
 
 # Where a half precision product pays on a CPU: where it multiplies in it. Elsewhere the cpu row computes it in fp32.
@@ -120,19 +151,23 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "layer_norm": (
+        _triton(range(1, 4097)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
     "attention": (
+        _triton(range(2, 129, 2), tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,
     ),
     "rope": (
+        _triton(range(2, 1025)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
     "geglu": (
+        _triton(range(2, 2**20)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
@@ -149,6 +184,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         replace(_REFERENCE, widens=((F16, ()), (BF16, ()))),
     ),
     "pooling": (
+        _triton(range(1, 4097)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
@@ -257,8 +293,11 @@ def survey(
         "encoder_layer": head_dim,
     }
     moved_only = ("padding",)
+    capability = _capability(torch.device(device)) if device == "cuda" and torch.cuda.is_available() else None
     return {
-        op: explain(op, Call(device, frozenset() if op in moved_only else frozenset((dtype,)), width))
+        op: explain(
+            op, Call(device, frozenset() if op in moved_only else frozenset((dtype,)), width, frozenset(), capability)
+        )
         for op, width in widths.items()
     }
 

@@ -86,6 +86,16 @@ def python_backend(package: str) -> Callable[[str], ModuleType]:
     return lambda op: importlib.import_module(f"{NAMESPACE}.{package}.{op}")
 
 
+@functools.cache
+def interprets_triton() -> bool:
+    """Whether Triton runs kernels in its interpreter, which takes tensors of any device (TRITON_INTERPRET=1)."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return triton.knobs.runtime.interpret
+
+
 def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
     """A backend of compiled ops: `torch.ops.modernbert_fast_C.<op>_<function>`, once `library` is loaded."""
 

@@ -1,19 +1,24 @@
 """Fixtures that more than one test file needs, and the backend as a parameter read from the table.
 
 A test module of one op says `OP = "<op>"`. Its tests that take `backend`, `device` and `dtype` run for every row of
-dispatch.TABLE[OP], on every device of this machine that the row takes, in every dtype it takes.
+dispatch.TABLE[OP], on every device of this machine that the row takes, in every dtype it takes. Without a GPU Triton's
+rows run in its interpreter.
 """
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-import modernbert_fast
-from modernbert_fast import dispatch, testing
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are imported
+
+import modernbert_fast  # noqa: E402
+from modernbert_fast import dispatch, testing  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
@@ -41,6 +46,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                     cells.append(((op,) if with_op else ()) + (row.backend, device) + ((dtype,) if with_dtype else ()))
     names = ("op",) * with_op + ("backend", "device") + ("dtype",) * with_dtype
     metafunc.parametrize(names, cells, indirect=["backend", "device"], ids=[_words(cell) for cell in cells])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """An interpreted row takes about a millisecond for what a program of a GPU does in a microsecond."""
+    skip = pytest.mark.skip(reason="too much work for Triton's interpreter")
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if (
+            item.get_closest_marker("heavy")
+            and params
+            and params.get("backend") == "triton"
+            and params["device"] == "cpu"
+        ):
+            item.add_marker(skip)
 
 
 @pytest.hookimpl(wrapper=True)

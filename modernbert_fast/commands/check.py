@@ -13,7 +13,7 @@ from modernbert_fast import dispatch
 from modernbert_fast.commands.models import DTYPES, add_device_arguments, choose_device, twin
 from modernbert_fast.commands.parity import max_error, wider
 from modernbert_fast.config import EncoderConfig
-from modernbert_fast.testing import Problem, error_limit, problems
+from modernbert_fast.testing import SMALL, Problem, error_limit, problems
 from modernbert_fast.testing.checks import evaluate, truth_of
 
 help = "prove on this machine that outputs match"
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
 LENGTHS = (130, 1, 0, 65)
 
 PROBLEMS: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
-    **problems.SMALL,
+    **SMALL,
     "layer_norm": lambda dtype, device: [
         problems.layer_norm(196, 768, dtype, device, residual=residual, weight=dtype) for residual in (None, dtype)
     ],

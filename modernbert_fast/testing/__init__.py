@@ -5,7 +5,8 @@ It ships with the package: `modernbert-fast check` asks a user's machine the sam
 
 from modernbert_fast.testing.errors import assert_as_good_as, assert_same_bits, error_limit
 from modernbert_fast.testing.memory import Guarded, dirty_allocator, poisoned
-from modernbert_fast.testing.problems import SMALL, Problem
+from modernbert_fast.testing.problems import Problem
+from modernbert_fast.testing.small import SMALL
 
 __all__ = [
     "SMALL",

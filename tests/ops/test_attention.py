@@ -11,8 +11,12 @@ from modernbert_fast.testing import assert_same_bits, checks, memory, problems
 OP = "attention"
 WINDOWS = (64, -1, 0, 65, 8, 1, 128, -1, 2, 512, 64, 7, 31)
 HEADS = ((2, 64), (1, 32), (3, 8), (1, 128), (1, 64))
+LIGHT = 300  # tokens
 CASES = [
-    pytest.param(lengths, *heads, window, layout, id=f"{i}-{heads[0]}x{heads[1]}-window {window}-{layout}")
+    pytest.param(
+        lengths, *heads, window, layout, id=f"{i}-{heads[0]}x{heads[1]}-window {window}-{layout}",
+        marks=[pytest.mark.heavy] if sum(lengths) > LIGHT else [],
+    )
     for i, (lengths, heads, window, layout) in enumerate(
         zip(
             problems.LENGTHS + problems.LENGTHS[::-1],
@@ -22,7 +26,7 @@ CASES = [
             strict=False,
         )
     )
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("lengths, H, D, window, layout", CASES)
@@ -31,10 +35,15 @@ def test_accuracy(backend, device, dtype, lengths, H, D, window, layout):
 
 
 @pytest.mark.parametrize("window", [-1, 0, 2, 8, 64])
-@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("rotary", [pytest.param(False, marks=pytest.mark.heavy), True])
 def test_holes(backend, device, dtype, window, rotary):
     lengths = (0, 1, 2, 17, 65, 130)
     checks.check_accuracy(problems.attention(lengths, 2, 32, dtype, device, window=window, rotary=rotary, holes=True))
+
+
+def test_holes_wider_than_the_batch(backend, device, dtype):
+    """The window is measured in columns, of which there are more than tokens."""
+    checks.check_accuracy(problems.attention((9, 5), 2, 16, dtype, device, window=14, holes=True))
 
 
 def test_no_rotary_and_a_scale(backend, device, dtype):
@@ -53,13 +62,15 @@ def test_large_scores(backend, device, dtype):
     checks.check_accuracy(big)
 
 
-@pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 64, 65])
+@pytest.mark.parametrize("window", [0, 1, *(pytest.param(w, marks=pytest.mark.heavy) for w in (2, 31, 32)), 64, 65])
 def test_window_to_the_token(backend, device, dtype, window):
     checks.check_window(device, dtype, window)
 
 
-@pytest.mark.parametrize("window", [-1, 1, 64])
-@pytest.mark.parametrize("lengths", [(65, 1, 64, 0, 130), (2, 15, 16, 17, 257)], ids=str)
+@pytest.mark.parametrize("window", [-1, pytest.param(1, marks=pytest.mark.heavy), 64])
+@pytest.mark.parametrize(
+    "lengths", [(65, 1, 64, 0, 130), pytest.param((2, 15, 16, 17, 257), marks=pytest.mark.heavy)], ids=str
+)
 def test_isolation(backend, device, dtype, lengths, window):
     checks.check_isolation(problems.attention(lengths, 2, 16, dtype, device, window=window))
 
@@ -80,6 +91,7 @@ def test_heads_in_groups(backend, device, dtype):
         assert_same_bits(together[:, [head]], ops.attention(qkv[:, :, [head]], **rest))
 
 
+@pytest.mark.heavy
 def test_repeats(backend, device, dtype):
     """A batch of sixty, twenty times, the memory dirty in between."""
     lengths = tuple((5 * i) % 19 for i in range(60))

@@ -1,0 +1,140 @@
+"""Compiles every Triton kernel for every chip, without a GPU, and prints what it costs: python benchmarks/run.py
+compile_report [--chips 80 90] [--short].
+
+A line is a kernel in one case, a column a chip: registers of a thread, KiB of shared memory, tensor core instructions.
+Exits with 1 if a kernel spills, takes more shared memory than the chip has, or lacks tensor cores where it multiplies.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+CHIPS = (75, 80, 86, 89, 90, 100, 120)
+MULTIPLY = ("attention", "maxsim", "cross_entropy")  # not offered below sm_80, where Triton has no tensor cores
+PRODUCTS = {8: "mma", 9: "wgmma", 10: "tcgen05", 12: "mma"}
+T = 192
+
+# Beyond 64 columns, which no ModernBERT has, the backward of sm_120 spills this many bytes.
+KNOWN_SPILLS = {("attention.bwd_kv_kernel", "bfloat16 1x128 window", 120): 16,
+                ("attention.bwd_kv_kernel", "float16 1x128 window", 120): 16}  # fmt: skip
+
+
+def layer_norm(kernels: Any, dtype: torch.dtype, C: int) -> None:
+    x, ids, weight, stats = (
+        torch.zeros(T, C, dtype=dtype),
+        torch.zeros(T).long(),
+        torch.zeros(C, dtype=dtype),
+        torch.zeros(T),
+    )
+    kernels.forward(x, None, weight, None, 1e-5)
+    kernels.forward(x, x, weight, weight, 1e-5)
+    kernels.forward(x, x.float(), weight, None, 1e-5)
+    kernels.embed_forward(ids, x, weight, None, 1e-5)
+    kernels.backward(x, None, x, weight, False, stats, stats)
+    kernels.backward(x, x, x, weight, True, stats, stats)
+
+
+def geglu(kernels: Any, dtype: torch.dtype, F: int) -> None:
+    x = torch.zeros(T, 2 * F, dtype=dtype)
+    kernels.backward(kernels.forward(x), x)
+
+
+def rope(kernels: Any, dtype: torch.dtype, D: int) -> None:
+    table = torch.zeros(T, D // 2)
+    kernels.forward(torch.zeros(T, 3, 768 // D, D, dtype=dtype), torch.zeros(T).int(), table, table)
+
+
+def pooling(kernels: Any, dtype: torch.dtype, C: int) -> None:
+    x, bounds = torch.zeros(T, C, dtype=dtype), torch.tensor([0, T], dtype=torch.int32)
+    for mode in ("cls", "mean"):
+        y, norm = kernels.forward(x, bounds, mode, True)
+        kernels.backward(y, y, norm, bounds, mode, True, T)
+
+
+def attention(kernels: Any, dtype: torch.dtype, D: int, window: int, holes: bool = False) -> None:
+    table, positions = torch.zeros(T, D // 2), torch.zeros(T).int()
+    qkv, bounds = torch.zeros(T, 3, 768 // D, D, dtype=dtype), torch.tensor([0, T], dtype=torch.int32)
+    tiles = torch.zeros(4, 2, dtype=torch.int32)
+    geometry = (bounds, positions, table, table, positions if holes else None, tiles, T, window, D**-0.5)
+    o, lse = kernels.forward(qkv, *geometry)
+    kernels.backward(o, qkv, o, lse, *geometry)
+
+
+def cases(short: bool) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
+    """Op, what is asked, and the call: ModernBERT-base in bf16, and unless `short` large, all dtypes and head dims."""
+    for dtype in (BF16,) if short else (BF16, F16, F32):
+        name = str(dtype).removeprefix("torch.")
+        for C in (768,) if short else (768, 1024, 4096):
+            yield "layer_norm", f"{name} {C}", lambda k, dtype=dtype, C=C: layer_norm(k, dtype, C)
+            yield "pooling", f"{name} {C}", lambda k, dtype=dtype, C=C: pooling(k, dtype, C)
+        for F in (1152,) if short else (1152, 2624):
+            yield "geglu", f"{name} {F}", lambda k, dtype=dtype, F=F: geglu(k, dtype, F)
+        for D in (64,) if short else (32, 64, 128):
+            yield "rope", f"{name} 1x{D}", lambda k, dtype=dtype, D=D: rope(k, dtype, D)
+            for window in (-1, 64):
+                title = f"{name} 1x{D} {'global' if window < 0 else 'window'}"
+                yield "attention", title, lambda k, dtype=dtype, D=D, w=window: attention(k, dtype, D, w)
+    if not short:
+        yield "attention", "bfloat16 1x64 window, holes", lambda k: attention(k, BF16, 64, 64, holes=True)
+
+
+def faults(kernel: Any, case: str) -> list[str]:
+    """What is wrong with a compiled kernel, in words."""
+    from modernbert_fast.kernels.offline import SHARED_LIMIT
+
+    found = []
+    if kernel.spilled > KNOWN_SPILLS.get((kernel.name, case, kernel.chip), 0):
+        found.append(f"spills {kernel.spilled} bytes")
+    if kernel.shared > SHARED_LIMIT[kernel.chip] * 1024:
+        found.append(f"takes {kernel.shared} bytes of shared memory")
+    multiplies = kernel.name.startswith(MULTIPLY) and "float32" not in case
+    if multiplies and PRODUCTS[kernel.chip // 10] not in kernel.products:
+        found.append(f"does not multiply by {PRODUCTS[kernel.chip // 10]}")
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chips", nargs="+", type=int, choices=CHIPS, default=CHIPS)
+    parser.add_argument("--short", action="store_true", help="ModernBERT-base in bfloat16 only")
+    args = parser.parse_args(arguments)
+    import importlib
+
+    from modernbert_fast.kernels import offline
+
+    print(f"{'':<58}" + "".join(f"sm_{chip:<13}" for chip in args.chips))
+    wrong, count = [], 0
+    for op, case, call in cases(args.short):
+        module = importlib.import_module(f"modernbert_fast.kernels.{op}")
+        lines: dict[tuple[str, int], dict[int, Any]] = {}  # chips need not launch the same kernels
+        for chip in args.chips:
+            if chip < 80 and op in MULTIPLY:
+                continue
+            seen: Counter[str] = Counter()
+            for kernel in offline.compiled(lambda call=call, module=module: call(module), chip):
+                lines.setdefault((kernel.name, seen[kernel.name]), {})[chip] = kernel
+                seen[kernel.name] += 1
+                count += 1
+                wrong += [f"{kernel.name}, {case}, sm_{chip}: {why}" for why in faults(kernel, case)]
+        for (name, _), cells in lines.items():
+            print(f"{name:<26}{case:<32}" + "".join(f"{_cell(cells.get(chip)):<16}" for chip in args.chips), flush=True)
+    print(f"{count} kernels compiled, {len(wrong)} faults")
+    print("\n".join(wrong), end="\n" if wrong else "")
+    return 1 if wrong else 0
+
+
+def _cell(kernel: Any) -> str:
+    if kernel is None:
+        return "-"
+    products = " ".join(f"{count}" for count in kernel.products.values())
+    spilled = f"!{kernel.spilled}" if kernel.spilled else ""
+    return f"{kernel.registers}{spilled} {kernel.shared / 1024:.0f}K {products}".strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""Where every kernel is launched, and the tables of block sizes and warps.
+
+A choice depends on the architecture, the dtype and the sizes of the layer, never on the batch, so that a text's bits do
+not depend on its neighbours. Nothing here asks for a GPU at import.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+
+# Multiprocessors of the largest chip of each architecture: what a persistent kernel fills. Others count as sm_90.
+_PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 144, (9, 0): 132, (10, 0): 148, (12, 0): 188}
+
+
+# Whether products and sums fuse decides bits, and the default changes in Triton 3.10.
+FUSION = {"enable_fp_fusion": True}
+
+
+def start(kernel: Any, grid: tuple[int, ...], x: torch.Tensor, *args: Any, **options: Any) -> None:
+    """Launches on the device of `x`."""
+    with torch.cuda.device_of(x):
+        kernel[grid](*args, **FUSION, **options)
+
+
+def capability(x: torch.Tensor) -> tuple[int, int] | None:
+    """Of the GPU that holds `x`; None for the interpreter."""
+    return _capability(x.device) if x.is_cuda else None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def inner_dense(x: torch.Tensor) -> torch.Tensor:
+    """`x`, copied unless the steps of its last dimension are of one element, as kernels read it."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def dense(x: torch.Tensor | None) -> torch.Tensor | None:
+    """`x` without gaps; None passes."""
+    return None if x is None else x.contiguous()
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The smallest power of two that is not below `n` nor below `least`."""
+    return max(least, 1 << max(n - 1, 0).bit_length())
+
+
+class Rows(NamedTuple):
+    """A tile of whole rows.
+
+    Attributes:
+        rows: rows at a time; several where they are short.
+        width: row length, a power of two.
+        warps: threads / 32; eight elements a thread where the row is long enough.
+    """
+
+    rows: int
+    width: int
+    warps: int
+
+
+def rows(C: int) -> Rows:
+    """For kernels that keep rows of C in registers: about 1,024 elements, at most 8,192."""
+    width = power_of_two(C, 16)
+    return Rows(max(1, 1024 // width), width, max(4, min(16, width // 256)))
+
+
+def persistent(x: torch.Tensor, tiles: int) -> int:
+    """Programs of a kernel that loops over `tiles` tiles: two a multiprocessor, which bounds its partial sums."""
+    return min(tiles, 2 * _PROCESSORS.get(capability(x) or (9, 0), 132))
+
+
+# 128 columns divide 1,152 and waste 2 % of 2,624; eight elements a thread.
+GEGLU = {"ROWS": 8, "COLUMNS": 128, "num_warps": 4}
+
+
+def rope(half: int) -> Rows:
+    """Halves of heads, about 1,024 elements of each at a time."""
+    width = power_of_two(half, 8)
+    return Rows(max(1, 1024 // width), width, 4)
+
+
+TILE = 64  # queries of an entry of the tile schedule
+
+# Attention: pass and layer -> queries, keys, warps, stages; for heads up to 64 columns, and up to 128. None spills
+# (python -m benchmarks.compile_report). A block of keys is the own block of "dkv", of queries that of the others.
+# mma.sync spreads warps over the own rows only, 16 a warp: more warps than that repeat each other's work.
+_MMA = {
+    "fwd windowed": ((64, 64, 4, 2), (64, 32, 4, 1)),
+    "fwd global": ((128, 64, 8, 2), (128, 32, 8, 2)),
+    "dq": ((64, 32, 4, 2), (128, 32, 8, 2)),
+    "dkv": ((32, 64, 4, 1), (16, 128, 8, 1)),
+}
+_ATTENTION = {
+    8: _MMA,
+    9: {
+        "fwd windowed": ((64, 64, 4, 2), (64, 32, 4, 2)),
+        "fwd global": ((128, 64, 8, 3), (128, 64, 8, 3)),
+        "dq": ((64, 64, 4, 2), (64, 32, 4, 2)),
+        "dkv": ((64, 64, 4, 2), (32, 128, 8, 2)),
+    },
+    10: {
+        "fwd windowed": ((64, 64, 4, 2), (64, 64, 4, 2)),
+        "fwd global": ((128, 64, 8, 3), (128, 64, 8, 3)),
+        "dq": ((64, 64, 4, 2), (64, 32, 4, 2)),
+        "dkv": ((64, 64, 4, 2), (32, 64, 4, 2)),
+    },
+    12: _MMA
+    | {
+        "fwd windowed": ((64, 32, 4, 2), (64, 32, 4, 1)),
+        "dkv": ((32, 64, 4, 2), (16, 128, 8, 1)),
+    },
+}
+# In fp32, which multiplies without tensor cores.
+_ATTENTION_FP32 = {"fwd": ((32, 16, 4, 1), (16, 16, 8, 1)), "dq": ((32, 16, 4, 1), (16, 16, 8, 1)),
+                   "dkv": ((32, 16, 4, 1), (16, 16, 8, 1))}  # fmt: skip
+
+
+def attention(kind: str, qkv: torch.Tensor, windowed: bool) -> dict[str, int]:
+    """Blocks of the pass "fwd", "dq" or "dkv"."""
+    chip = capability(qkv)
+    table = (
+        _ATTENTION_FP32 if chip and qkv.dtype == torch.float32 else _ATTENTION.get((chip or (9, 0))[0], _ATTENTION[9])
+    )
+    blocks = table.get(kind) or table[f"{kind} {'windowed' if windowed else 'global'}"]
+    m, n, warps, stages = blocks[qkv.shape[3] > 64]
+    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+
+
+def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
+    """Whether the pass "fwd" or "bwd" turns keys (and queries) as it meets them, rather than all of them before.
+
+    Under a window a key is met three times. In the backward that costs registers which mma.sync has not left.
+    """
+    return windowed and qkv.shape[3] <= 64 and (kind == "fwd" or (capability(qkv) or (9, 0))[0] in (9, 10))
