@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from modernbert_fast import dispatch, ops, timing
+from modernbert_fast import dispatch, library, ops, timing
 from modernbert_fast.testing import Problem, assert_as_good_as, checks
 from modernbert_fast.testing.problems import Tensors
 
@@ -180,7 +180,8 @@ def keep_freed_memory() -> None:
 def machine() -> str:
     """A name for the folder of this machine's results."""
     accelerators = timing.accelerators()
-    name = accelerators[0]["name"] if accelerators else f"{timing.cpu_model()} {torch.get_num_threads()} threads"
+    cpu = f"{timing.cpu_model()} {library.isa()} {torch.get_num_threads()} threads"
+    name = accelerators[0]["name"] if accelerators else cpu
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

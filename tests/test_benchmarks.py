@@ -39,7 +39,7 @@ def test_encoder_says_what_is_missing(options: list[str], tmp_path: Path, capsys
     from models import encoder
 
     encoder.main([*options, "--workloads", "2x16", "--rounds", "1", "--dtype", "bfloat16"])
-    (result,) = json.loads((tmp_path / "encoder-bfloat16.json").read_text())["results"]
+    (result,) = json.loads((tmp_path / "encoder-bfloat16-2x16.json").read_text())["results"]
     errors = {arm["name"]: arm["max_error"] for arm in result["arms"]}
     limits = ["linears alone", "F.linear alone"]
     assert list(errors) == ["transformers sdpa", "transformers sdpa float32", "modernbert_fast", *limits]

@@ -176,7 +176,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     facts = timing.machine_facts() | {name: timing.version(name) for name in rivals.PACKAGES}
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"encoder-{args.dtype}.json"
+    part = "" if args.workloads == ",".join(workloads.NAMED) else "-" + args.workloads.replace(",", "-")
+    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"encoder-{args.dtype}{part}.json"
     options = {name: value for name, value in vars(args).items() if name != "output"}
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
