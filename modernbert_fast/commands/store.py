@@ -56,7 +56,7 @@ class Store:
             self._remove_parts()
         elif present and not resume:
             names = ", ".join(str(path) for path in present)
-            raise CommandError(f"{names} exists: continue with --resume or start anew with --overwrite")
+            raise CommandError(f"already there: {names}; continue with --resume or start anew with --overwrite")
         elif present:
             self._verify()
             if self.output.exists():
