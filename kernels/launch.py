@@ -4,11 +4,10 @@ A choice depends on the architecture, the dtype and the sizes of the layer, neve
 not depend on its neighbours. Nothing here asks for a GPU at import.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
-
-from modernbert_fast.dispatch import capability
 
 # Multiprocessors of the largest chip of each architecture: what a persistent kernel fills. Others count as sm_90.
 _PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 144, (9, 0): 132, (10, 0): 148, (12, 0): 188}
@@ -22,6 +21,16 @@ def start(kernel: Any, grid: tuple[int, ...], x: torch.Tensor, *args: Any, **opt
     """Launches on the device of `x`."""
     with torch.cuda.device_of(x):
         kernel[grid](*args, **FUSION, **options)
+
+
+def capability(x: torch.Tensor) -> tuple[int, int] | None:
+    """Of the GPU that holds `x`; None for the interpreter."""
+    return _capability(x.device) if x.is_cuda else None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def inner_dense(x: torch.Tensor) -> torch.Tensor:

@@ -37,12 +37,8 @@ class Call(NamedTuple):
 def call_of(x: torch.Tensor, *others: torch.Tensor | None, width: int | None = None, flags: Iterable[str] = ()) -> Call:
     """The facts of a call on `x` and its other tensor arguments."""
     dtypes = frozenset([t.dtype for t in (x, *others) if t is not None and t.is_floating_point()])
-    return Call(x.device.type, dtypes, x.shape[-1] if width is None else width, frozenset(flags), capability(x))
-
-
-def capability(x: torch.Tensor) -> tuple[int, int] | None:
-    """Compute capability of the GPU that holds `x`; None elsewhere, for the interpreter too."""
-    return _capability(x.device) if x.is_cuda else None
+    capability = _capability(x.device) if x.is_cuda else None
+    return Call(x.device.type, dtypes, x.shape[-1] if width is None else width, frozenset(flags), capability)
 
 
 @functools.cache
