@@ -306,7 +306,7 @@ class _Watch:
         return self._children[0] is model._modules and self._state == self._look()
 
     def _look(self) -> list[Any]:
-        state: list[Any] = [dispatch.forced(), torch.get_float32_matmul_precision()]
+        state: list[Any] = [dispatch.forced(), torch.backends.cuda.matmul.fp32_precision]
         state.append(torch.nn.modules.module._has_any_global_hook())
         state += map(type, self._parts)
         state += ["forward" in own for own in self._own]

@@ -6,7 +6,6 @@ output. So everything but the capture itself is what runs on a GPU.
 
 import contextlib
 import copy
-import io
 import pickle
 import threading
 
@@ -14,6 +13,7 @@ import hf_models as hf
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook
 
 import modernbert_fast as mf
 from modernbert_fast import dispatch, encoder, graphs, library
@@ -173,13 +173,15 @@ def test_a_replay_has_the_bits_of_eager(triton):
 def test_every_padding_and_both_modes_without_gradients(graphed, fast, kind):
     batch = hf.batch(kind)
     expected = run(fast, batch)
-    with torch.no_grad():  # recorded under one, replayed under the other
-        first = graphed(**batch.inputs("ModernBertModel")).last_hidden_state
-    again = run(graphed, batch)
-    assert_same_bits(first, expected, kind)
-    assert_same_bits(again, expected, kind)
-    assert first.data_ptr() != again.data_ptr() and not first.is_inference() and again.is_inference()
-    assert bool(graphs_of(graphed).eager) == (kind == "holes")
+    for modes in ((torch.no_grad, torch.inference_mode), (torch.inference_mode, torch.no_grad)):
+        twin, outputs = copy.deepcopy(graphed), []
+        for mode in modes:  # recorded under one, replayed under the other
+            with mode():
+                outputs.append(twin(**batch.inputs("ModernBertModel")).last_hidden_state)
+            assert_same_bits(outputs[-1], expected, kind)
+            assert outputs[-1].is_inference() == (mode is torch.inference_mode)
+        assert outputs[0].data_ptr() != outputs[1].data_ptr()
+        assert bool(graphs_of(twin).eager) == (kind == "holes")
 
 
 @pytest.mark.parametrize("architecture", hf.ARCHITECTURES[1:])
@@ -213,12 +215,13 @@ EAGER = {
     "hidden states": (contextlib.nullcontext, {"output_hidden_states": True}, None),
     "training": (contextlib.nullcontext, {}, lambda model: model.train()),
     "hooked": (contextlib.nullcontext, {}, lambda m: m.layers[1].register_forward_hook(lambda *_: None)),
+    "replaced": (contextlib.nullcontext, {}, lambda m: setattr(m.layers[1], "forward", m.layers[1].forward)),
     "hook looks": (
         contextlib.nullcontext,
         {},
         lambda m: m.embeddings.tok_embeddings.register_forward_hook(lambda *_: None),
     ),
-    "drops out": (contextlib.nullcontext, {}, lambda m: m.layers[1].mlp.drop.__init__(0.5)),
+    "drops out": (contextlib.nullcontext, {}, lambda m: m.layers[1].mlp.drop.train()),
     "max_position": (contextlib.nullcontext, {"position_ids": torch.arange(33)[None] + 999}, None),
     "DataParallel": (contextlib.nullcontext, {}, lambda model: setattr(model, "_is_replica", True)),
     "holes": (contextlib.nullcontext, {"attention_mask": hf.batch("holes").mask}, None),
@@ -226,9 +229,11 @@ EAGER = {
 
 
 @pytest.mark.parametrize("reason, case", EAGER.items(), ids=EAGER.keys())
-def test_what_runs_eagerly_is_counted_and_right(graphed, fast, recorders, reason, case):
+def test_what_runs_eagerly_is_counted_and_right(reason, case):
     context, changes, change = case
-    outputs = []
+    stock, outputs = hf.build("ModernBertModel", hf.tiny_config(mlp_dropout=0.5)), []
+    graphed, fast = (mf.accelerate(copy.deepcopy(stock), cuda_graphs=asked) for asked in (True, False))
+    run(graphed, hf.batch("right"))  # there is a recording that would serve
     for model in (graphed, fast):
         if change is not None:
             change(model)
@@ -237,7 +242,7 @@ def test_what_runs_eagerly_is_counted_and_right(graphed, fast, recorders, reason
             outputs.append(model(**{**hf.right(), **changes}).last_hidden_state)
     assert torch.equal(*outputs)
     ((why, count),) = graphs_of(graphed).eager.items()
-    assert reason in why and count == 1 and not recorders
+    assert reason in why and count == 1
     assert f"1 eager: {why}" in str(mf.report(graphed))
 
 
@@ -270,20 +275,21 @@ def test_the_least_recently_used_goes(graphed, monkeypatch, recorders):
 def test_memory_is_bounded(graphed, fast, monkeypatch, recorders, fault):
     run(graphed, hf.batch("none", S=16))
     assert "1 recorded, 1.0 MiB; tokens x texts: 64x4" in str(mf.report(graphed))
-    large = hf.batch("none", S=32)
+    large = [hf.batch("none", S=S) for S in (32, 48)]
     if fault == "bytes":
-        monkeypatch.setattr(Recorder, "taken", lambda self, recorded: recorded * 2**29 + 1)
+        monkeypatch.setattr(Recorder, "taken", staticmethod(lambda recorded: 2**31))
     else:
         monkeypatch.setattr(Recorder, "fault", torch.OutOfMemoryError)
-    for _ in range(2):
-        assert torch.equal(run(graphed, large), run(fast, large))
+    for batch in large * 2:
+        assert torch.equal(run(graphed, batch), run(fast, batch))
     monkeypatch.setattr(Recorder, "fault", None)
+    monkeypatch.setattr(Recorder, "taken", staticmethod(lambda recorded: 0))
     held = graphs_of(graphed)
-    assert not held.buckets and held.nbytes == 0 and len(recorders) == 1
+    assert not held.buckets and held.nbytes == 0 and len(recorders) == 2
     run(graphed, hf.batch("none", S=16))
     assert len(held.buckets) == 1
     ((why, count),) = held.eager.items()
-    assert "1024 MiB" in why and count == 2
+    assert "1024 MiB" in why and count == 4
 
 
 def test_other_errors_of_a_recording_fly(graphed, fast, monkeypatch):
@@ -320,7 +326,7 @@ CHANGES = {
     "other data": lambda model: setattr(model.final_norm.weight, "data", torch.ones(32)),
     "module": replace_linear,
     "resized": lambda model: model.resize_token_embeddings(hf.VOCAB + 3),
-    "precision": lambda _: torch.set_float32_matmul_precision("high"),
+    "precision": lambda _: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
     "backend": lambda _: dispatch.force("reference", "geglu"),
 }
 
@@ -336,7 +342,7 @@ def test_a_changed_model_is_recorded_again(graphed, fast, recorders, change):
         assert torch.equal(run(graphed, batch), run(fast, batch))
     finally:
         dispatch.force(None, "geglu")
-        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
     assert [recorder.recorded for recorder in recorders] == [1, 1] and recorders[0].settled == 1
     assert len(graphs_of(graphed).buckets) == 1
 
@@ -360,8 +366,6 @@ def test_restore_and_copies_drop_the_graphs(graphed, recorders):
     for twin in (copy.deepcopy(graphed), pickle.loads(pickle.dumps(graphed))):
         assert graphs_of(twin) is not graphs_of(graphed) and not graphs_of(twin).buckets
         assert torch.equal(run(twin, batch), expected) and len(graphs_of(twin).buckets) == 1
-    buffer = io.BytesIO()
-    torch.save(graphed.state_dict(), buffer)
     with mf.accelerated(graphed):
         assert graphs_of(graphed) is None
         assert torch.equal(run(graphed, batch), expected)
@@ -398,9 +402,12 @@ def test_our_own_class(graphed):
     batch = packed((5, 30, 1))
     with torch.inference_mode():
         replayed = [model(batch) for _ in range(2)]
+        assert not model.graphs.eager
+        with register_module_forward_hook(lambda *_: None):
+            model(batch)
         model.graphs, held = None, model.graphs
         assert all(torch.equal(one, model(batch)) for one in replayed)
-    assert held.buckets == [Bucket(64, 4)] and not held.eager
+    assert not held.buckets and sum(held.eager.values()) == 1
 
 
 def test_a_cpu_has_none_and_says_so(stock, monkeypatch, recorders):
