@@ -191,7 +191,7 @@ class Graphs:
 
     @property
     def nbytes(self) -> int:
-        """Of the recordings' memory, their static inputs apart (28 bytes a token)."""
+        """Of the recordings' memory, their static inputs apart (24 bytes a token)."""
         return self._recorder.memory() if self._recorder else 0
 
     def lines(self, device: torch.device) -> list[str]:

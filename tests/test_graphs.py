@@ -8,6 +8,7 @@ import contextlib
 import copy
 import pickle
 import threading
+from unittest import mock
 
 import hf_models as hf
 import pytest
@@ -22,6 +23,9 @@ from modernbert_fast.reference import padding
 from modernbert_fast.testing import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+REAL = graphs.CudaRecorder
 
 
 class Recorder:
@@ -408,6 +412,45 @@ def test_our_own_class(graphed):
         model.graphs, held = None, model.graphs
         assert all(torch.equal(one, model(batch)) for one in replayed)
     assert not held.buckets and sum(held.eager.values()) == 1
+
+
+def test_the_real_recorder_asks_torch_in_this_order(monkeypatch):
+    """Warm-up and capture on the side stream, into the pool; turns that wait for the one before, whatever happens."""
+    torch_cuda, said = mock.MagicMock(), []
+    for name in ("graph", "stream", "device", "synchronize", "graph_pool_handle", "memory_snapshot", "current_stream"):
+        setattr(torch_cuda, name, mock.create_autospec(getattr(torch.cuda, name)))
+    torch_cuda.graph.return_value = mock.MagicMock()
+    for name in ("stream", "device"):
+        getattr(torch_cuda, name).return_value = mock.MagicMock()
+    torch_cuda.memory_snapshot.return_value = [{"total_size": 2**20}, {"total_size": 2**21}]
+    monkeypatch.setattr(torch, "cuda", torch_cuda)
+    device = torch.device("cuda", 0)
+    graphs._side_stream.cache_clear()
+    recorder = REAL(device)
+    side, current, read = recorder.stream, torch_cuda.current_stream.return_value, recorder.read
+
+    def run():
+        where = "recorded" if torch_cuda.graph.return_value.__enter__.called else "warm"
+        said.append(where)
+        return where
+
+    output, replay = recorder.record(run)
+    assert said == ["warm", "recorded"] and output == "recorded"
+    graph = torch_cuda.CUDAGraph.return_value
+    torch_cuda.graph.assert_called_once_with(graph, pool=recorder.pool, stream=side, capture_error_mode="thread_local")
+    torch_cuda.stream.assert_called_once_with(side)
+    side.wait_stream.assert_called_once_with(current)
+    current.wait_stream.assert_called_once_with(side)
+    assert replay is graph.replay and recorder.memory() == 3 * 2**20
+    torch_cuda.memory_snapshot.assert_called_once_with(recorder.pool)
+    with pytest.raises(KeyError), recorder.turn():
+        current.wait_event.assert_called_once_with(read)
+        assert not read.record.called
+        raise KeyError
+    read.record.assert_called_once_with(current)
+    recorder.settle()
+    torch_cuda.synchronize.assert_called_once_with(device)
+    graphs._side_stream.cache_clear()
 
 
 def test_a_cpu_has_none_and_says_so(stock, monkeypatch, recorders):
