@@ -171,6 +171,8 @@ class Graphs:
         The bits are those of encoder.encode() on the batch as Inputs.batch() pads it to its bucket.
         """
         with _lock:
+            if self._recorder is not None and self._recorder.device != batch.cu_seqlens.device:
+                self._forget()  # the model has moved, and wants its memory back
             why = "torch.compile is at work" if compiling else _objection(model, config, batch, ids, states)
             why = why or self._follow(model) or self._refused.get(Bucket.of(batch), "")
             if not why and ids is not None:

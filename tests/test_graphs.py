@@ -36,7 +36,7 @@ class Recorder:
     fault: type[Exception] | None = None
 
     def __init__(self, device):
-        self.recorded = self.settled = 0
+        self.device, self.recorded, self.settled = device, 0, 0
         self.busy = threading.Lock()
         Recorder.made.append(self)
 
@@ -313,6 +313,14 @@ def test_weights_loaded_in_place_are_used(graphed, fast, recorders):
         model.load_state_dict({name: torch.randn_like(value) for name, value in model.state_dict().items()})
     assert torch.equal(run(graphed, batch), run(fast, batch))
     assert len(recorders) == 1 and recorders[0].recorded == 1
+
+
+def test_a_model_that_moved_away_frees_the_memory(graphed, monkeypatch, recorders):
+    run(graphed, hf.batch("right"))
+    recorders[0].device = torch.device("cuda", 0)
+    monkeypatch.setattr(library, "no_graphs", lambda device: "no CUDA graphs on cpu")
+    run(graphed, hf.batch("right"))
+    assert not graphs_of(graphed).buckets and recorders[0].settled == 1
 
 
 def replace_linear(model):
