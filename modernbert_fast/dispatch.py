@@ -226,6 +226,11 @@ def force(name: str | None, *ops: str) -> dict[str, str]:
     return former
 
 
+def forced() -> dict[str, str]:
+    """The backend forced for each op, where one is."""
+    return _forced
+
+
 class NoBackend(NotImplementedError):
     """No row of the table, or not the forced one, serves a call; the message lists every objection."""
 

@@ -27,6 +27,7 @@ from modernbert_fast import encoder, heads, modules
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.dispatch import host_readable
+from modernbert_fast.graphs import Graphs
 from modernbert_fast.ops import checks
 
 logger = logging.getLogger("modernbert_fast")
@@ -43,6 +44,7 @@ class Settings:
         restart_position_ids: a position id of 0 starts a new text.
         static: reasons why this model always takes the stock path.
         said: reasons already logged.
+        graphs: the encoder's CUDA graphs, where they were asked for.
     """
 
     config: EncoderConfig | None
@@ -51,6 +53,7 @@ class Settings:
     restart_position_ids: bool = False
     static: tuple[str, ...] = ()
     said: set[str] = field(default_factory=set)
+    graphs: Graphs | None = None
 
 
 @dataclass
@@ -149,8 +152,13 @@ class ModernBertModel(stock.ModernBertModel):
             embeds = batch.unpad(inputs_embeds)
         wanted = kwargs.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
         states: list[torch.Tensor] | None = None if wanted is None or wanted is False else []
-        packed = encoder.prepare(settings.config, batch, self.final_norm.weight.dtype)
-        hidden = encoder.encode(self, packed, ids, embeds, states)
+        hidden = None
+        if settings.graphs is not None:
+            compiling = torch.compiler.is_compiling()
+            hidden = settings.graphs.encode(self, settings.config, batch, ids, states, compiling)
+        if hidden is None:
+            packed = encoder.prepare(settings.config, batch, self.final_norm.weight.dtype)
+            hidden = encoder.encode(self, packed, ids, embeds, states)
         hidden_states = None if states is None else _laid_out(states, wanted, batch)
         if handover is not None:
             handover += [batch, hidden_states]

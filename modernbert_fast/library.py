@@ -96,6 +96,13 @@ def interprets_triton() -> bool:
     return triton.knobs.runtime.interpret
 
 
+def no_graphs(device: torch.device) -> str:
+    """Why nothing is recorded on this device to be replayed; empty where it can be."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"no CUDA graphs on {device.type}"
+    return "somebody else is recording a graph" if torch.cuda.is_current_stream_capturing() else ""
+
+
 def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
     """A backend of compiled ops: `torch.ops.modernbert_fast_C.<op>_<function>`, once `library` is loaded."""
 
