@@ -22,7 +22,9 @@ CASES = [  # queries, documents, width
 ]
 
 
-@pytest.mark.parametrize("i", range(len(CASES)))
+@pytest.mark.parametrize(
+    "i", [pytest.param(i, marks=[pytest.mark.heavy] if len(CASES[i][1]) > 4 or i == 7 else []) for i in range(len(CASES))]
+)
 def test_all_pairs(backend, device, dtype, i):
     checks.check_accuracy(problems.maxsim(*CASES[i], dtype, device), memory.LAYOUTS[i % 3])
 
@@ -57,6 +59,7 @@ def test_alone_as_in_any_batch(backend, device, dtype):
         assert_same_bits(pairs[i], scores[i, i], f"pair {i}")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_results_do_not_depend_on_threads(backend, device, dtype, keep_threads, pairwise):
     if backend == "reference":
@@ -70,7 +73,7 @@ def test_results_do_not_depend_on_threads(backend, device, dtype, keep_threads, 
         assert_same_bits(got, one[name], name)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in (1, 2))])
 def test_random_lengths(backend, device, dtype, seed):
     draw = torch.Generator().manual_seed(seed)
 
