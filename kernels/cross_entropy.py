@@ -6,6 +6,8 @@ writes them twice and reads them five times (two passes of softmax, both product
 launch.logits_rows(V) rows, 2^27 logits at most. The number of labelled rows is read once a call, which waits for the GPU.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -15,40 +17,51 @@ from modernbert_fast.kernels import launch
 
 
 @triton.jit
-def _statistics(logits_ptr, V, BLOCK: tl.constexpr):
-    """Largest of a row's logits and the sum of exp(logit - largest); every lane keeps its own until the end."""
-    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
+def _rows(rows_ptr, labels_ptr, logits_ptr, R, V, ROWS: tl.constexpr):
+    """The program's rows of the chunk: where their logits begin, which of the T they are, which are there, labels."""
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(rows_ptr + r, mask=r < R, other=0)
+    label = tl.load(labels_ptr + row, mask=r < R, other=-1).to(tl.int64)
+    return logits_ptr + r * V, row, r < R, label
+
+
+@triton.jit
+def _statistics(row_ptr, there, V, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Largest logit of each row and the sum of exp(logit - largest); every lane keeps its own until the end."""
+    peak = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(0, V, BLOCK):
         v = first + tl.arange(0, BLOCK)
-        logit = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")).to(tl.float32)
+        mask = there[:, None] & (v < V)[None, :]
+        logit = tl.load(row_ptr[:, None] + v[None, :], mask=mask, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(peak, logit)
         # Lanes that have seen nothing yet keep a peak of -inf: nothing minus nothing is not a number.
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(peak - base) + tl.exp(logit - base)
         peak = higher
-    top = tl.max(peak, axis=0)
-    return top, tl.sum(total * tl.exp(peak - top), axis=0)
+    top = tl.max(peak, axis=1)
+    base = tl.where(there, top, 0.0)
+    return top, tl.sum(total * tl.exp(peak - base[:, None]), axis=1)
 
 
 @triton.jit
 def _fwd_kernel(
-    logits_ptr,  # (rows of the chunk, V)
-    rows_ptr,  # (rows of the chunk,) int64: their places in T
+    logits_ptr,  # (R, V)
+    rows_ptr,  # (R,) int64: their places in T
     labels_ptr,  # (T,)
     loss_ptr,  # (T,) fp32
     lse_ptr,  # (T,) fp32
+    R,
     V,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.load(rows_ptr + tl.program_id(0))
-    label = tl.load(labels_ptr + row).to(tl.int64)
-    logits_ptr += tl.program_id(0).to(tl.int64) * V
-    top, total = _statistics(logits_ptr, V, BLOCK)
+    row_ptr, row, there, label = _rows(rows_ptr, labels_ptr, logits_ptr, R, V, ROWS)
+    top, total = _statistics(row_ptr, there, V, ROWS, BLOCK)
     # A label outside the vocabulary, which is not checked on a GPU, costs NaN.
-    own = tl.load(logits_ptr + label, mask=(label >= 0) & (label < V), other=float("nan")).to(tl.float32)
-    tl.store(loss_ptr + row, (top - own) + tl.log(total))
-    tl.store(lse_ptr + row, top + tl.log(total))
+    own = tl.load(row_ptr + label, mask=(label >= 0) & (label < V), other=float("nan")).to(tl.float32)
+    tl.store(loss_ptr + row, (top - own) + tl.log(total), mask=there)
+    tl.store(lse_ptr + row, top + tl.log(total), mask=there)
 
 
 def _chunks(labels: torch.Tensor, ignore_index: int, V: int) -> tuple[torch.Tensor, ...]:
@@ -60,6 +73,15 @@ def _logits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
+def _start(kernel: Any, logits: torch.Tensor, *tensors: torch.Tensor) -> None:
+    R, V = logits.shape
+    tile = launch.logits(V)
+    launch.start(
+        kernel, (launch.cdiv(R, tile.rows),), logits, logits, *tensors, R, V,
+        ROWS=tile.rows, BLOCK=tile.width, num_warps=tile.warps,
+    )  # fmt: skip
+
+
 def forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,31 +91,33 @@ def forward(
     loss, lse = (x.new_zeros(x.shape[0], dtype=torch.float32) for _ in range(2))
     for rows in _chunks(labels, ignore_index, V):
         logits = _logits(x[rows].to(dtype), weight, bias)
-        launch.start(_fwd_kernel, (rows.shape[0],), x, logits, rows, labels, loss, lse, V, **launch.logits(V))
+        _start(_fwd_kernel, logits, rows, labels, loss, lse)
     return loss, lse
 
 
 @triton.jit
 def _bwd_kernel(
-    logits_ptr,  # (rows of the chunk, V): their gradient takes their place
-    rows_ptr,  # (rows of the chunk,) int64: their places in T
+    logits_ptr,  # (R, V): their gradient takes their place
+    rows_ptr,  # (R,) int64: their places in T
     labels_ptr,  # (T,)
     dloss_ptr,  # (T,) fp32
+    R,
     V,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.load(rows_ptr + tl.program_id(0))
-    label = tl.load(labels_ptr + row).to(tl.int64)
-    dloss = tl.load(dloss_ptr + row).to(tl.float32)
-    logits_ptr += tl.program_id(0).to(tl.int64) * V
+    row_ptr, row, there, label = _rows(rows_ptr, labels_ptr, logits_ptr, R, V, ROWS)
+    dloss = tl.load(dloss_ptr + row, mask=there, other=0.0).to(tl.float32)[:, None]
     # Not exp(logits - lse): at logits of 1e3 the last place of an fp32 lse is 1e-4.
-    top, total = _statistics(logits_ptr, V, BLOCK)
-    share = tl.div_rn(1.0, total)
+    top, total = _statistics(row_ptr, there, V, ROWS, BLOCK)
+    share = tl.div_rn(1.0, tl.where(there, total, 1.0))[:, None]
     for first in range(0, V, BLOCK):
         v = first + tl.arange(0, BLOCK)
-        logit = tl.load(logits_ptr + v, mask=v < V, other=0.0).to(tl.float32)
-        dlogit = dloss * (tl.exp(logit - top) * share - tl.where(v == label, 1.0, 0.0))
-        tl.store(logits_ptr + v, dlogit.to(logits_ptr.dtype.element_ty), mask=v < V)
+        mask = there[:, None] & (v < V)[None, :]
+        logit = tl.load(row_ptr[:, None] + v[None, :], mask=mask, other=0.0).to(tl.float32)
+        one = tl.where(v[None, :] == label[:, None], 1.0, 0.0)
+        dlogit = dloss * (tl.exp(logit - top[:, None]) * share - one)
+        tl.store(row_ptr[:, None] + v[None, :], dlogit.to(logits_ptr.dtype.element_ty), mask=mask)
 
 
 def backward(
@@ -117,7 +141,7 @@ def backward(
     for i, rows in enumerate(_chunks(labels, ignore_index, V)):
         kept = x[rows].to(dtype)
         dlogits = _logits(kept, wide, bias)
-        launch.start(_bwd_kernel, (rows.shape[0],), x, dlogits, rows, labels, dloss, V, **launch.logits(V))
+        _start(_bwd_kernel, dlogits, rows, labels, dloss)
         if need_dx:
             dx[rows] = (dlogits @ wide).to(x.dtype)
         if need_dweight:  # the sum of several chunks is in fp32

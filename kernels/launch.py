@@ -109,10 +109,10 @@ def logits_rows(V: int) -> int:
     return max(1, min(2048, 2**27 // max(V, 1)))
 
 
-def logits(V: int) -> dict[str, int]:
-    """For kernels with a program a row: eight logits a thread, and few rows at a time, so that L2 holds them."""
-    block = min(4096, power_of_two(V, 16))
-    return {"BLOCK": block, "num_warps": max(1, block // 256)}
+def logits(V: int) -> Rows:
+    """For kernels that walk along rows of V logits: eight a thread, and few rows at a time, so that L2 holds them."""
+    width = min(4096, power_of_two(V, 16))
+    return Rows(4096 // width, width, 16)
 
 
 TILE = 64  # queries of an entry of the tile schedule
