@@ -1,9 +1,9 @@
-"""Loss of labelled rows over the vocabulary, a chunk of rows at a time. Reference: modernbert_fast/reference/cross_entropy.py.
+"""Loss of labelled rows over the vocabulary, in chunks. Reference: modernbert_fast/reference/cross_entropy.py.
 
-The products are torch's: 2CV flops a labelled row forward, 6CV backward, where the logits are computed again. A chunk of
-logits is in the dtype of x, 2 bytes each in half precision: forward writes them once and reads them once; backward
-writes them twice and reads them five times (two passes of softmax, both products, the sum of the bias). Chunks are of
-launch.logits_rows(V) rows, 2^27 logits at most. The number of labelled rows is read once a call, which waits for the GPU.
+The products are torch's: 2CV flops a labelled row forward, 6CV backward, where the logits are computed again. They are
+of the dtype of x, 2 bytes each in half precision. Forward writes them once and reads them once; backward writes them
+twice and reads them five times (two passes of the softmax, both products, the sum of the bias). A chunk has
+launch.logits_rows(V) rows, 2^27 logits at most. Each call reads how many rows are labelled, and so waits for the GPU.
 """
 
 from typing import Any

@@ -83,9 +83,8 @@ def persistent(x: torch.Tensor, tiles: int) -> int:
     return min(tiles, 2 * _PROCESSORS.get(capability(x) or (9, 0), 132))
 
 
-def line(n: int) -> dict[str, int]:
-    """For kernels that walk along `n` numbers: a block of at most 1,024."""
-    return {"BLOCK": min(1024, power_of_two(n, 16)), "num_warps": 4}
+# Numbers that a program takes at a time, walking along a row of the mask, a batch's bounds or its tiles.
+LINE = {"BLOCK": 1024, "num_warps": 4}
 
 
 def moves(W: int) -> Rows:
@@ -170,10 +169,11 @@ def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
     return windowed and qkv.shape[3] <= 64 and (kind == "fwd" or (capability(qkv) or (9, 0))[0] in (9, 10))
 
 
-# MaxSim: queries and documents of a tile, warps, stages. A query is 32 tokens as a rule, and memory sets the pace.
-_MAXSIM = {"fwd": (32, 64, 4, 3), "dd": (32, 64, 4, 3)}
+# MaxSim: pass -> queries, documents, columns, warps, stages; for rows of up to 128 columns, and wider ones. A query is
+# 32 tokens as a rule, and memory sets the pace. sm_80 and sm_86 spill with three stages on wide rows.
+_MAXSIM = {"fwd": ((32, 64, 128, 4, 3), (32, 64, 64, 4, 2)), "dd": ((32, 64, 128, 4, 3), (32, 64, 128, 4, 3))}
 # In fp32, which multiplies without tensor cores.
-_MAXSIM_FP32 = {"fwd": (16, 32, 4, 1), "dd": (16, 32, 4, 1)}
+_MAXSIM_FP32 = {kind: ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)) for kind in _MAXSIM}
 
 
 def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
@@ -181,9 +181,9 @@ def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
     D = q.shape[1]
     if kind == "dq":
         return {"BLOCK_N": 16, "BLOCK_D": min(128, power_of_two(D, 16)), "num_warps": 4}
-    fp32 = bool(capability(q)) and q.dtype == torch.float32
-    m, n, warps, stages = (_MAXSIM_FP32 if fp32 else _MAXSIM)[kind]
-    width = min(32 if fp32 else 128, power_of_two(D, 16))
+    table = _MAXSIM_FP32 if capability(q) and q.dtype == torch.float32 else _MAXSIM
+    m, n, columns, warps, stages = table[kind][D > 128]
+    width = min(columns, power_of_two(D, 16))
     blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": width, "num_warps": warps, "num_stages": stages}
     precision = {"PRECISION": "ieee" if q.dtype == torch.float32 else "tf32"}
     return blocks | precision | ({"WHOLE": D <= width} if kind == "fwd" else {})

@@ -68,13 +68,12 @@ def plan(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """mask (B, S) -> indices (T,) int64, cu_seqlens (B + 1,) int32, positions (T,) int32."""
     B, S = mask.shape
     grid = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-    tile = launch.line(S)
     cu_seqlens = mask.new_zeros(B + 1, dtype=torch.int32)
-    launch.start(_count_kernel, (B,), grid, grid, cu_seqlens, *grid.stride(), S, **tile)
+    launch.start(_count_kernel, (B,), grid, grid, cu_seqlens, *grid.stride(), S, **launch.LINE)
     cu_seqlens.cumsum_(0)
     T = int(cu_seqlens[-1])
     indices, positions = mask.new_empty(T, dtype=torch.int64), mask.new_empty(T, dtype=torch.int32)
-    launch.start(_plan_kernel, (B,), grid, grid, cu_seqlens, indices, positions, *grid.stride(), S, **tile)
+    launch.start(_plan_kernel, (B,), grid, grid, cu_seqlens, indices, positions, *grid.stride(), S, **launch.LINE)
     return indices, cu_seqlens, positions
 
 
@@ -133,8 +132,8 @@ def pad(x: torch.Tensor, indices: torch.Tensor, rows: int) -> torch.Tensor:
     """x (T, ...), indices (T,) -> (rows, ...), zero elsewhere: each row fetches what belongs there, or zeros."""
     source = indices.new_full((rows,), -1)
     T = indices.shape[0]
-    tile = launch.line(T)
-    launch.start(_invert_kernel, (launch.cdiv(T, tile["BLOCK"]),), x, indices.contiguous(), source, T, rows, **tile)
+    programs = launch.cdiv(T, launch.LINE["BLOCK"])
+    launch.start(_invert_kernel, (programs,), x, indices.contiguous(), source, T, rows, **launch.LINE)
     return unpad(x, source)
 
 
@@ -171,6 +170,6 @@ def tiles(cu_seqlens: torch.Tensor, total: int, rows: int) -> torch.Tensor:
     entries = cu_seqlens.new_empty((total // rows + B, 2))
     launch.start(
         _tiles_kernel, (B + 1,), cu_seqlens, cu_seqlens.contiguous(), entries, B, total, entries.shape[0], rows,
-        **launch.line(max(B, launch.cdiv(total, rows))),
+        **launch.LINE,
     )  # fmt: skip
     return entries

@@ -225,11 +225,11 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("padding", "own tiles counted twice", "T, other < text)", "T, other <= text)", TILES),
     ("maxsim", "neighbours score", "in_n = t_n < end_n", "in_n = t_n < Td", MAXSIM),
     ("maxsim", "the last of equals wins", "(s > best)", "(s >= best)", ties),
-    ("maxsim", "a block's winner kept", "at = tl.where(better, t_n[:, None], at)", "at = tl.where(at < 0, t_n[:, None], at)", MAXSIM),
-    ("maxsim", "queries weighed alike", "mask=end_m > start_m, other=0.0) * chosen", "mask=end_m > start_m, other=0.0) * 0 + chosen", MAXSIM),
+    ("maxsim", "a block's winner kept", "where(better, t_n[:, None]", "where(at < 0, t_n[:, None]", MAXSIM),
+    ("maxsim", "queries weighed alike", "other=0.0) * chosen", "other=0.0) * 0 + chosen", MAXSIM),
     ("cross_entropy", "label not subtracted", "* share - one", "* share", LOSS),
     ("cross_entropy", "sums not shrunk", "total * tl.exp(peak - base) +", "total +", WORDS),
-    ("cross_entropy", "lanes of different peaks added", "tl.sum(total * tl.exp(peak - base[:, None])", "tl.sum(total", LOSS),
+    ("cross_entropy", "lanes not brought together", "total * tl.exp(peak - base[:, None])", "total", LOSS),
     ("cross_entropy", "chunks not added up", "if i == 0", "if i >= 0", few_rows),
 ]  # fmt: skip
 
