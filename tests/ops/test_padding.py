@@ -29,7 +29,9 @@ GRID = [  # rows, width, kept
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "kind", [torch.bool, *(pytest.param(k, marks=pytest.mark.heavy) for k in (torch.uint8, torch.int32)), torch.int64]
+)
 def test_plan(backend, device, mask, kind):
     for layout in memory.LAYOUTS:
         checks.check_accuracy(problems.plan(lambda draw: MASKS[mask].to(draw.device, kind), device), layout)
