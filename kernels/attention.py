@@ -192,7 +192,7 @@ def _bwd_q_kernel(
     v_ptr,  # (T, H, D)
     lse_ptr,  # (H, T) fp32
     delta_ptr,  # (H, T) fp32: do . o, for the other pass
-    dq_ptr,  # (T, H, D)
+    dq_ptr,  # (T, H, D), the first plane of (T, 3, H, D)
     stride_dot, stride_doh, stride_ot, stride_oh, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
     stride_dqt, stride_dqh,
     tiles_ptr,  # (N, 2): text, first row
@@ -208,7 +208,8 @@ def _bwd_q_kernel(
 ):  # fmt: skip
     start, end, first, _ = own_rows(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_M)
     head = tl.program_id(1).to(tl.int64)
-    clear(dq_ptr + head * stride_dqh, stride_dqt, D, cu_seqlens_ptr, B, T, BLOCK_M, BLOCK_D)
+    for plane in tl.static_range(3):  # dk and dv lie behind dq; their own pass has no registers to spare
+        clear(dq_ptr + (plane * H + head) * D, stride_dqt, D, cu_seqlens_ptr, B, T, BLOCK_M, BLOCK_D)
     if first >= end:
         return
     t_m = first.to(tl.int64) + tl.arange(0, BLOCK_M)
@@ -270,11 +271,9 @@ def _bwd_kv_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     start, end, first, _ = own_rows(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_N)
-    head = tl.program_id(1).to(tl.int64)
-    clear(dk_ptr + head * stride_dkh, stride_dkt, D, cu_seqlens_ptr, B, T, BLOCK_N, BLOCK_D)
-    clear(dv_ptr + head * stride_dkh, stride_dkt, D, cu_seqlens_ptr, B, T, BLOCK_N, BLOCK_D)
     if first >= end:
         return
+    head = tl.program_id(1).to(tl.int64)
     t_n = first.to(tl.int64) + tl.arange(0, BLOCK_N)
     in_n = t_n < end
     d, half, HALF = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_HALF), D // 2
