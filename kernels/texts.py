@@ -31,7 +31,7 @@ def own_rows(tiles_ptr, cu_seqlens_ptr, B, T, TILE: tl.constexpr, BLOCK: tl.cons
 def clear(base, stride, width, cu_seqlens_ptr, B, T, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Program 0 writes zeros in the rows before the first text and behind the last, which no other program writes.
 
-    There are none unless cu_seqlens is wrong. A row is `width` elements, at most BLOCK.
+    There are none unless cu_seqlens is wrong. Of a row of `width` elements the first BLOCK are written.
     """
     if tl.program_id(0) == 0:
         low = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr), 0), T)
