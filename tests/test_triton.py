@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modernbert_fast import dispatch, library, ops
 from modernbert_fast.dispatch import Call
@@ -157,6 +158,36 @@ def test_rows_that_bounds_leave_out_are_zero(T, bounds):
     for name, rows in found.items():
         assert rows[outside].eq(0).all(), name
         assert rows.isfinite().all(), name
+
+
+class Waits(TorchDispatchMode):
+    """Counts the calls that would make the host wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@interpreted
+def test_the_host_waits_for_totals_only():
+    """Once for the number of tokens, once for the number of labelled rows; for nothing else."""
+    x, bounds, indices = torch.randn(6, 8), torch.tensor([0, 2, 6], dtype=torch.int32), torch.arange(6)
+    padding, maxsim, cross_entropy = map(kernels, ("padding", "maxsim", "cross_entropy"))
+    loss = (x, x, None, indices)
+    for call, expected in (
+        (lambda: padding.plan(torch.ones(2, 3)), 1),
+        (lambda: padding.pad(padding.unpad(x, indices), indices, 9), 0),
+        (lambda: padding.tiles(bounds, 6, 4), 0),
+        (lambda: maxsim.forward(x, x, bounds, bounds, False), 0),
+        (lambda: maxsim.backward(x[:2, 0], x, x, bounds, bounds, indices.int(), True), 0),
+        (lambda: cross_entropy.forward(*loss, -100), 1),
+        (lambda: cross_entropy.backward(x[:, 0], *loss, x[:, 0], -100, True, True, True), 1),
+    ):
+        with Waits() as waits:
+            call()
+        assert waits.count == expected
 
 
 def accurate(problem):
