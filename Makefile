@@ -4,7 +4,7 @@
 #   demo       build, then `modernbert-fast demo`
 #   test       lint, then the tests
 #   lint       ruff, mypy, clang-format, the rules of tools/lint.py
-#   lint-kernels   compiles every Triton kernel for every chip, without a GPU: none may spill (five minutes)
+#   lint-kernels   compiles every Triton kernel for every chip, without a GPU: none may spill (five to ten minutes)
 #   bench      the benchmark suite in small sizes
 #   bench-rivals   installs ONNX Runtime and OpenVINO too, then the encoder against them all (takes an hour)
 #   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass

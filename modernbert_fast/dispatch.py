@@ -125,7 +125,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _triton(widths: range, *, tensor_cores: bool = False) -> Row:
+def _triton(widths: range | None = None, *, tensor_cores: bool = False) -> Row:
     """Kernels that multiply tiles need sm_80: Triton has no tensor cores before, only very slow products."""
     return Row(
         "triton",
@@ -147,6 +147,8 @@ _BLOCK_PRODUCTS = ((BF16, ("amx_bf16",)), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "padding": (
+        # It only moves bytes: the interpreter truncates none.
+        replace(_triton(), dtypes=FLOATS, interpreted=FLOATS),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",)),
         _REFERENCE,
     ),
@@ -189,10 +191,14 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "maxsim": (
+        _triton(tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
-    "cross_entropy": (_REFERENCE,),
+    "cross_entropy": (
+        _triton(),
+        _REFERENCE,
+    ),
     "encoder_layer": (
         # Made of the cpu rows of its parts: what they leave to others, it leaves too.
         Row(
