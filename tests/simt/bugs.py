@@ -26,6 +26,9 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 CPU, F32 = torch.device("cpu"), torch.float32
 
 
+OPS = tuple(op for op, rows in dispatch.TABLE.items() if any(row.backend == "cuda" for row in rows))
+
+
 def right(problem: problems.Problem) -> None:
     checks.check_accuracy(problem)
     checks.check_repeats(problem, times=5)
@@ -59,7 +62,7 @@ def of_kernels(test: str, *arguments: object) -> None:
 
 
 def offsets(op: str) -> Callable[[], None]:
-    return functools.partial(of_kernels, "test_offsets_beyond_32_bits", op, 8)
+    return functools.partial(of_kernels, "test_offsets_beyond_32_bits", op, 13)
 
 
 indices = functools.partial(of_kernels, "test_indices_outside_name_nothing", 2**31 - 1)
@@ -76,9 +79,9 @@ BUGS = {
     "tail_mask_of_geglu": ("geglu", "f < F;", "f <= F;", geglu),
     "tail_mask_of_the_plan": ("padding", "s < S && mask", "mask", masks),
     "no_mean_correction": ("layer_norm", "row[at + i] -= correction;", "", far_from_zero),
-    "int32_offset_of_a_row": ("layer_norm", "source * a.x_stride", "int32_t(source * a.x_stride)", offsets("layer_norm")),
-    "int32_offset_of_a_gather": ("padding", "source * x_stride + u", "int32_t(source * x_stride) + u", offsets("padding")),
-    "int32_offset_of_geglu": ("geglu", "x + t * x_stride + F + f", "x + int32_t(t * x_stride) + F + f", offsets("geglu")),
+    "int32_row": ("layer_norm", "source * a.x_stride", "int32_t(source * a.x_stride)", offsets("layer_norm")),
+    "int32_gather": ("padding", "source * x_stride", "int32_t(source * x_stride)", offsets("padding")),
+    "int32_geglu": ("geglu", "x + t * x_stride + F", "x + int32_t(t * x_stride) + F", offsets("geglu")),
     "indices_not_held": ("padding", "source >= 0 && source < x_rows", "source >= 0", indices),
     "bounds_not_held": ("padding", "return bound < 0 ? 0 : bound > total ? total : bound;", "return bound;", bounds),
 }  # fmt: skip
@@ -109,7 +112,7 @@ def answer(built: Path, check: object) -> str:
             os.dup2(said.fileno(), 2)
             library.CUDA_ON_HOST = str(built)
             try:
-                with dispatch.use_backend("cuda", "padding", "layer_norm", "geglu"), testing.poisoned():
+                with dispatch.use_backend("cuda", *OPS), testing.poisoned():
                     check()
             except BaseException:
                 traceback.print_exc()
