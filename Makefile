@@ -69,9 +69,10 @@ lint-kernels: build
 
 build/cuda/.built: $(VENV)/.packages $(NATIVE)
 	@echo "building $(@D) for every architecture"
-	@cmake -S . -B $(@D)/cmake -G Ninja -DMODERNBERT_FAST_CPU=OFF -DMODERNBERT_FAST_CUDA=ON \
+	@mkdir -p $(@D) && cmake -S . -B $(@D)/cmake -G Ninja -DMODERNBERT_FAST_CPU=OFF -DMODERNBERT_FAST_CUDA=ON \
 	  -DPython_EXECUTABLE=$(BIN)/python -DMODERNBERT_FAST_OUTPUT=$(CURDIR)/$(@D) > $(@D).log
-	@time cmake --build $(@D)/cmake --parallel $$(nproc) >> $(@D).log
+	@began=$$(date +%s); cmake --build $(@D)/cmake --parallel $$(nproc) >> $(@D).log && \
+	  echo "in $$(($$(date +%s) - began)) s"
 	@touch $@
 
 lint-cuda: build build/cuda/.built

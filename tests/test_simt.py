@@ -61,19 +61,32 @@ def environment(built) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
-def test_op_tests_on_the_executor(environment):
-    """All that tests/ops asks of the cuda rows, and test_kernels.py; a skip counts as a failure."""
-    # gradcheck is for rows that take float64; tails touch pages that ASan watches already.
-    which = "(cuda-cpu or test_kernels) and not test_gradients"
+def ask(which: str, environment: dict[str, str]) -> int:
+    """Runs the op tests of the cuda rows and test_kernels.py, as far as `which` selects them; how many passed.
+
+    A skip because a row objects is a failure.
+    """
     done = run(
         sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda",
-        "-k", which, ROOT / "tests" / "ops", SIMT / "test_kernels.py", **environment,
+        "-k", f"(cuda-cpu or test_kernels) and {which}", ROOT / "tests" / "ops", SIMT / "test_kernels.py",
+        **environment,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    last = done.stdout.strip().splitlines()[-1]
-    assert "passed" in last and "skipped" not in last
-    assert int(re.search(r"(\d+) passed", last)[1]) > 500
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+@pytest.mark.slow
+def test_op_tests_on_the_executor(environment):
+    """All that tests/ops asks of the cuda rows, under ASan and UBSan; gradcheck is for rows that take float64."""
+    assert ask("not test_gradients", environment) > 500
+
+
+@pytest.mark.slow
+def test_no_races(built):
+    """The same kernels with every access to shared memory watched: no two threads meet at a byte unordered."""
+    library = {"MODERNBERT_FAST_CUDA_ON_HOST": str(built / "_ops_cuda_races.so"), "OMP_NUM_THREADS": "1"}
+    which = "(test_accuracy or test_residual or test_plan or test_tiles or test_kernels)"
+    assert ask(f"{which} and not offsets and not blocks", library) > 200
 
 
 @pytest.fixture(scope="session")
@@ -136,3 +149,12 @@ def test_executor_says(built, name):
     done = run(built / "probe", name, ASAN_OPTIONS="detect_leaks=0")
     assert re.search(PROBES[name], done.stdout + done.stderr), done.stdout + done.stderr
     assert (done.returncode == 0) == (PROBES[name] == "fine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PROBES if PROBES[name] == "fine" or name.startswith("missing")])
+def test_races_are_named(built, name):
+    done = run(built / "probe_races", name)
+    unordered = name in ("missing barrier", "missing warp barrier")
+    said = r"thread \d+: (reads|writes) byte .* with no barrier between" if unordered else PROBES[name]
+    assert re.search(said, done.stdout), done.stdout + done.stderr
