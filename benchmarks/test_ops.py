@@ -25,6 +25,5 @@ def test_op(benchmark, request, case, name):
             raise
         pytest.skip(str(objection))
     arm.check(arm.run())
-    bytes, flops = case.cost
-    benchmark.extra_info.update(bytes=bytes, flops=flops)
+    benchmark.extra_info.update(bytes=case.bytes, flops=case.flops)
     benchmark.pedantic(lambda: harness.timing.seconds(arm.run), rounds=3)

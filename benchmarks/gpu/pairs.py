@@ -1,0 +1,37 @@
+"""Stock and accelerated models of one set of weights on the device, and batches for them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gpu.sizes import Sizes
+
+import modernbert_fast as mf
+from modernbert_fast.commands.batches import pad
+from modernbert_fast.commands.models import random_model, twin
+from modernbert_fast.commands.workloads import Workload
+
+
+@functools.lru_cache(maxsize=1)  # cases on one model stand together
+def stock(sizes: Sizes, name: str) -> Any:
+    """The encoder of transformers with random weights, sdpa, in eval mode."""
+    from transformers import AutoModel
+
+    model = random_model(AutoModel, sizes.models[name], sizes.dtype)
+    model.set_attn_implementation("sdpa")
+    return model.to(sizes.device).eval()
+
+
+def fast(model: Any, **options: Any) -> Any:
+    """An accelerated model on the same parameters."""
+    return mf.accelerate(twin(model), **options)
+
+
+def batch(config: Any, lengths: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
+    """Random ids (B, S), padded on the right; a mask only where something is padded."""
+    workload = Workload("", tuple(lengths))
+    inputs = pad(workload.ids(config.vocab_size), config.pad_token_id, device)
+    return inputs if workload.padding else {"input_ids": inputs["input_ids"]}

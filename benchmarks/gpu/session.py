@@ -1,0 +1,178 @@
+"""A run of many cases: its processes, watched and started again; its record and table, written after every case."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+from gpu import journal, tables
+
+from modernbert_fast import timing
+
+ROOT = harness.FOLDER.parent
+GRACE = 15.0  # seconds that a case at hand gets beyond the end of the run
+POLL = 0.25
+RESTARTS = 25  # of one process
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process with a journal of its own.
+
+    Attributes:
+        name: of its journal.
+        command: told where its journal is by the last two words that `run` adds: --journal FILE.
+        environment: what it gets beyond this process's.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def arguments(program: str, description: str | None, budget: float) -> argparse.ArgumentParser:
+    """What both runs take."""
+    parser = argparse.ArgumentParser(prog=f"run.py {program}", description=description)
+    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU; so without a GPU")
+    parser.add_argument("--budget", type=float, default=budget, help="seconds for all (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<gpu>)")
+    parser.add_argument("--commit", help="what this tree is a checkout of, where it has no .git")
+    parser.add_argument("--only", default="", help="cases whose name contains one of these words, by comma")
+    parser.add_argument("--also", type=Path, help="a Python file with more cases: cases(sizes) -> iterable of Case")
+    for hidden, kind in (("--part", str), ("--journal", Path), ("--until", float)):
+        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)  # this process is one of those watched
+    return parser
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Whether this is a rehearsal, and when it ends."""
+    args.dry = args.dry or not torch.cuda.is_available()
+    if args.dry:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
+    args.until = args.until or time.time() + args.budget - GRACE
+
+
+def selected(cases: Iterable[journal.Case], args: argparse.Namespace, sizes: Any) -> list[journal.Case]:
+    """The cases asked for, those of --also among them."""
+    words = [word for word in args.only.split(",") if word]
+    kept = [case for case in cases if not words or any(word in case.name for word in words)]
+    if args.also:
+        spec = importlib.util.spec_from_file_location("also", args.also)
+        assert spec is not None and spec.loader is not None, args.also
+        also = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(also)
+        kept[:0] = also.cases(sizes)
+    return kept
+
+
+def child(program: str, part: str, args: argparse.Namespace) -> tuple[str, ...]:
+    """The command of a process that runs one part of the cases."""
+    words = [sys.executable, str(harness.FOLDER / "run.py"), program, "--part", part, "--until", str(args.until)]
+    words += ["--dry"] if args.dry else []
+    words += ["--only", args.only] if args.only else []
+    return (*words, *(("--also", str(args.also)) if args.also else ()))
+
+
+def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Callable[[list], dict] | None = None) -> int:
+    """Runs all jobs side by side and writes <what>.json and <what>.md; 1 if anything failed.
+
+    Args:
+        missing: from the cases at the end to what is wrong although no case says so, by name.
+    """
+    work = ROOT / "build" / "gpu-run" / f"{what}-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    folder = args.output or (ROOT / "build" / "dry" if args.dry else harness.FOLDER / "results" / harness.machine())
+    facts = _facts(args)
+    print(f"{what}: {'dry, on the CPU' if args.dry else facts['accelerators'][0]['name']}, {args.budget:.0f} s", flush=True)
+    threads = [threading.Thread(target=_watch, args=(job, work, args.until), daemon=True) for job in jobs]
+    began, shown = time.time(), 0
+    for thread in threads:
+        thread.start()
+    while True:
+        busy = any(thread.is_alive() for thread in threads)
+        cases = _cases(jobs, work)
+        if not busy and missing:
+            cases += [{"case": n, "state": "failed", "reason": why, "part": what} for n, why in missing(cases).items()]
+        ended = [case for case in cases if case["state"] != "started"]
+        if len(ended) != shown or not busy:
+            shown = len(ended)
+            seconds = round(time.time() - began, 1)
+            record = {"what": what, "dry": args.dry, "machine": facts, "seconds": seconds, "cases": cases}
+            timing.write_json(folder / f"{what}.json", record)
+            (folder / f"{what}.md").write_text(tables.markdown(record), encoding="utf-8")
+        if not busy:
+            break
+        time.sleep(POLL)
+    shutil.rmtree(work)
+    print(tables.summary(record))
+    print(folder / f"{what}.md")
+    return 1 if any(case["state"] == "failed" for case in cases) else 0
+
+
+def _cases(jobs: Sequence[Job], work: Path) -> list[dict[str, Any]]:
+    lines = [(job.name, line) for job in jobs for line in journal.read(work / f"{job.name}.jsonl").values()]
+    return [{**line, "part": part} for part, line in lines if line["case"]]
+
+
+def _watch(job: Job, work: Path, until: float) -> None:
+    """Keeps a job alive until it has finished, its time is over, or it cannot even start."""
+    path, log = work / f"{job.name}.jsonl", work / f"{job.name}.log"
+    for _ in range(RESTARTS):
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [*job.command, "--journal", str(path)], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+                env={**os.environ, **dict(job.environment)},
+            )  # fmt: skip
+            why = _wait(process, path, until)
+        lines = journal.read(path)
+        if "" in lines:
+            return
+        end = f"{why or f'the process ended with status {process.returncode}'}: {_tail(log)}"
+        running = next((line["case"] for line in lines.values() if line["state"] == "started"), None)
+        if running is not None:
+            journal.append(path, case=running, state="failed", reason=end)
+        elif process.returncode != journal.UNWELL:
+            journal.append(path, case=f"{job.name} as a whole", state="failed", reason=end)
+            return
+        if time.time() > until + GRACE:
+            return
+
+
+def _wait(process: subprocess.Popen, path: Path, until: float) -> str:
+    """Waits for the end, or brings it about; then why."""
+    while process.poll() is None:
+        now = time.time()
+        running = [line for line in journal.read(path).values() if line["state"] == "started"]
+        over = next((f"ended after {x['limit']:.0f} s" for x in running if now > x["since"] + x["limit"]), "")
+        if not over and now > until + GRACE:
+            over = f"ended: {journal.OVER_BUDGET}"
+        if over:
+            process.kill()
+            process.wait()
+            return over
+        time.sleep(POLL)
+    return ""
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace").strip()[-800:]
+
+
+def _facts(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of timing.py, and what else a GPU's numbers depend on."""
+    facts = timing.machine_facts()
+    facts["commit"] = args.commit or facts["commit"]
+    return facts | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **timing.driver_facts()}
