@@ -29,6 +29,9 @@ COPY_BYTES, LINEAR_SIDE = 2**27, 1024
 COMPILER = "inductor"  # of torch.compile; a rehearsal takes one that compiles nothing
 
 
+Rivals = Callable[[Problem], Mapping[str, Callable[..., Any]]]
+
+
 def with_compiled(problem: Problem) -> dict[str, Callable[..., Any]]:
     """Plain torch, and compiled by COMPILER."""
     return {TORCH: problem.plain, "torch.compile": torch.compile(problem.plain, backend=COMPILER, dynamic=False)}
@@ -58,7 +61,7 @@ class Case:
     flops: float = 0
     large: bool = False
     backward_only: bool = False
-    rivals: Callable[[Problem], Mapping[str, Callable[..., Any]]] = _torch
+    rivals: Rivals = _torch
     checked: Problem | None = None
 
 
@@ -74,12 +77,21 @@ def both(name: str, problem: Problem, bytes: int, flops: int = 0, backward: Back
     ]
 
 
-def apart(name: str, problem: Problem, bytes: int, flops: int = 0, backward: Backward = 2.0, **more: Any) -> list[Case]:
-    """The forward alone, and the backward alone; `more` goes to both cases."""
+def apart(
+    name: str,
+    problem: Problem,
+    checked: Problem,
+    bytes: int,
+    flops: int = 0,
+    backward: Backward = 2.0,
+    rivals: Rivals = _torch,
+) -> list[Case]:
+    """The forward alone and the backward alone, too large for the reference: arms are checked on `checked`."""
     more_bytes, more_flops = _factors(backward)
+    forward = Case(f"{name}, forward", problem.but(grads=()), bytes, flops, True, False, rivals, checked.but(grads=()))
     return [
-        Case(f"{name}, forward", problem.but(grads=()), bytes, flops, **more),
-        Case(f"{name}, backward", problem, bytes * more_bytes, flops * more_flops, backward_only=True, **more),
+        forward,
+        Case(f"{name}, backward", problem, bytes * more_bytes, flops * more_flops, True, True, rivals, checked),
     ]
 
 
@@ -110,21 +122,24 @@ def cases(op: str, device: torch.device, dtype: torch.dtype, large: bool = False
     return list(module.cases(tokens, dtype, device))
 
 
+def names(case: Case) -> list[str]:
+    """Every arm that there may be: rows of the table, then rivals."""
+    return [*(row.backend for row in dispatch.TABLE[case.problem.op]), *case.rivals(case.problem)]
+
+
 def arms(case: Case, compiled: bool = False) -> Iterator[timing.Arm]:
     """Every row that serves the case, its rivals, and torch.compile on request; each checks itself before it is timed."""
     if compiled:
         case = dataclasses.replace(case, rivals=with_compiled)
-    found = 0
-    for row in dispatch.TABLE[case.problem.op]:
-        if case.large and found and row.backend == "reference":
+    found = False
+    for name in names(case):
+        if case.large and found and name == "reference":
             continue
         try:
-            yield arm(case, row.backend)
-            found += 1
+            yield arm(case, name)
+            found = True
         except dispatch.NoBackend:
             continue
-    for name in case.rivals(case.problem):
-        yield arm(case, name)
 
 
 def arm(case: Case, name: str) -> timing.Arm:
@@ -214,6 +229,11 @@ def measure(case: Case, rounds: int = 5, compiled: bool = False) -> list[dict[st
         }
         for taken in rest
     ]
+
+
+def reason_of(error: Exception) -> str:
+    """The kind of a failure and its first line."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def keep_freed_memory() -> None:

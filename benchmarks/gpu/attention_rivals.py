@@ -1,7 +1,6 @@
 """Attention over packed texts as torch can do it on a GPU: varlen_attn, FlexAttention and the kernels behind SDPA.
 
-Each is a function of the problem's inputs, qkv (T, 3, H, D) and cu_seqlens -> (T, H, D), with masks made outside the
-clock. Nobody rotates. One that cannot run says so when it is first called.
+Masks are made outside the clock, and nobody rotates. What cannot run here says so when it is first called.
 """
 
 from __future__ import annotations
@@ -18,65 +17,78 @@ from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 from modernbert_fast.testing import Problem
 
-Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Attend = Callable[..., torch.Tensor]  # q, k, v (T, H, D), cu_seqlens -> (T, H, D)
 KERNELS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
+VARLEN, FLEX = "varlen_attn", "FlexAttention"
 
 
-def rivals(problem: Problem, window: int) -> dict[str, Attend]:
-    """By name; SDPA takes texts of one length only."""
-    lengths = problem.texts
-    found: dict[str, Attend] = {
-        "varlen_attn": functools.partial(_varlen, max(lengths), window),
-        "FlexAttention": functools.partial(_flex, lengths, window),
-    }
-    if len(set(lengths)) == 1:
-        found |= {f"SDPA {kernel}": functools.partial(_sdpa, kernel, lengths[0], window) for kernel in KERNELS}
-    return found
+def rivals(problem: Problem, window: int) -> dict[str, Callable[..., torch.Tensor]]:
+    """By name, functions of the problem's inputs qkv (T, 3, H, D) and cu_seqlens."""
+    attends = {VARLEN: varlen(problem.texts, window), FLEX: functools.partial(_compiled_flex, problem.texts, window)}
+    if len(set(problem.texts)) == 1:  # SDPA takes no others
+        attends |= {f"SDPA {kernel}": functools.partial(_sdpa, kernel, problem.texts[0], window) for kernel in KERNELS}
+    return {name: functools.partial(_of_qkv, attend) for name, attend in attends.items()}
 
 
-def _varlen(longest: int, window: int, qkv: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # not in every torch that we support
+def varlen(lengths: tuple[int, ...], window: int) -> Attend:
+    """torch.nn.attention.varlen, which is FlashAttention."""
+    longest = max(lengths)
 
-    q, k, v = qkv.unbind(1)
-    bounds = (cu_seqlens, cu_seqlens, longest, longest)
-    return varlen_attn(q, k, v, *bounds, window_size=(window, window)) if window >= 0 else varlen_attn(q, k, v, *bounds)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        from torch.nn.attention.varlen import varlen_attn  # not in every torch that we support
+
+        reach = {"window_size": (window, window)} if window >= 0 else {}
+        return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **reach)
+
+    return attend
 
 
-def _flex(lengths: tuple[int, ...], window: int, qkv: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """Texts of one length as a batch, others as one row of documents."""
+def flex(lengths: tuple[int, ...], window: int, device: torch.device) -> Attend:
+    """To be compiled: texts of one length as a batch, others as one row of documents."""
     one = len(set(lengths)) == 1
     shape = (len(lengths), lengths[0]) if one else (1, sum(lengths))
-    q, k, v = qkv.unflatten(0, shape).permute(2, 0, 3, 1, 4)
-    mask = block_mask(() if one else lengths, shape[1], window, qkv.device)
-    return _compiled_flex()(q, k, v, block_mask=mask).transpose(1, 2).flatten(0, 1)
+    mask = _block_mask(() if one else lengths, shape[1], window, device)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
+        return flex_attention.flex_attention(q, k, v, block_mask=mask).transpose(1, 2).flatten(0, 1)
+
+    return attend
 
 
-def _sdpa(kernel: str, length: int, window: int, qkv: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    q, k, v = qkv.unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)
-    mask = None if window < 0 else _band(length, window, qkv.dtype, qkv.device)
+def _of_qkv(attend: Attend, qkv: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    return attend(*qkv.unbind(1), cu_seqlens)
+
+
+def _compiled_flex(lengths: tuple[int, ...], window: int, q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    return _flex_for(lengths, window, q.device)(q, *rest)
+
+
+@functools.lru_cache(maxsize=2)
+def _flex_for(lengths: tuple[int, ...], window: int, device: torch.device) -> Attend:
+    return torch.compile(flex(lengths, window, device), backend=harness.COMPILER, dynamic=False)
+
+
+def _sdpa(kernel: str, length: int, window: int, *qkv_and_bounds: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in qkv_and_bounds[:3])
+    mask = None if window < 0 else _band(length, window, q.dtype, q.device)
     with sdpa_kernel(getattr(SDPBackend, kernel)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(0, 1)
 
 
-@functools.lru_cache(maxsize=4)
-def block_mask(lengths: tuple[int, ...], total: int, window: int, device: torch.device) -> Any:
-    """Which keys a query sees: of its document if there are several (`lengths`), within the window if there is one."""
+def _block_mask(lengths: tuple[int, ...], total: int, window: int, device: torch.device) -> Any:
+    """What a query sees: keys of its document, if there are several (`lengths`), within the window, if there is one."""
     if not lengths and window < 0:
         return None
     texts = torch.zeros(total, dtype=torch.int32, device=device)
-    for text, end in enumerate(itertools.accumulate(lengths[:-1]), 1):
-        texts[end:] = text
+    for text, start in enumerate(itertools.accumulate(lengths[:-1]), 1):
+        texts[start:] = text
 
     def sees(b: Any, h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         near = (i - j).abs() <= window if window >= 0 else i >= 0
         return near & (texts[i] == texts[j]) if lengths else near
 
     return flex_attention.create_block_mask(sees, None, None, total, total, device=device, _compile=total > 16384)
-
-
-@functools.cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention.flex_attention, backend=harness.COMPILER, dynamic=False)
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,8 +13,8 @@ from modernbert_fast import dispatch, ops, timing
 from modernbert_fast.config import SLIDING
 from modernbert_fast.testing import assert_same_bits
 
-BLOCK = 2560  # rows compared in each place: whole texts, and whole fives for padding
 TEXT = 512
+BLOCK = 5 * TEXT  # rows compared in each place: whole texts, and whole fives for padding
 Run = Callable[..., tuple[torch.Tensor, ...]]  # from tensors with a row a token to others
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from gpu.journal import Skip
 from gpu.sizes import Sizes
 
 import modernbert_fast as mf
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.models import random_model, twin
+from modernbert_fast.commands.parity import Parity, parity_of_batch
 from modernbert_fast.commands.workloads import Workload
 
 
@@ -28,6 +31,19 @@ def stock(sizes: Sizes, name: str) -> Any:
 def fast(model: Any, **options: Any) -> Any:
     """An accelerated model on the same parameters."""
     return mf.accelerate(twin(model), **options)
+
+
+def with_graphs(model: Any) -> Any:
+    """An accelerated model that records CUDA graphs."""
+    if "cuda_graphs" not in inspect.signature(mf.accelerate).parameters:
+        raise Skip("accelerate() records no CUDA graphs in this version")
+    return fast(model, cuda_graphs=True)
+
+
+def judge(model: Any, inputs: dict[str, torch.Tensor]) -> Parity:
+    """The truth of a batch, from the stock model in a wider dtype."""
+    ids = inputs["input_ids"]
+    return parity_of_batch(model, ids, inputs.get("attention_mask", torch.ones_like(ids)))
 
 
 def batch(config: Any, lengths: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:

@@ -20,12 +20,15 @@ class Sizes:
         models: configurations by name.
         tokens: of a batch.
         lengths: of texts, in batches of one length; mixed ones have texts of up to the first.
+        op_lengths: the same for attention alone.
+        other_tokens: of the ops that weigh little.
         latency: lengths of single texts.
         train_tokens: of a training step.
         beyond: more elements than a 32-bit index reaches.
         replays: other batches that a CUDA graph serves.
         compiler: backend of torch.compile.
         rounds: samples of an op; models take fewer, latencies more.
+        warmup: runs before them.
     """
 
     dry: bool
@@ -34,12 +37,15 @@ class Sizes:
     models: dict[str, EncoderConfig]
     tokens: int
     lengths: tuple[int, ...]
+    op_lengths: tuple[int, ...]
+    other_tokens: int
     latency: tuple[int, ...]
     train_tokens: int
     beyond: int
     replays: int
     compiler: str
     rounds: int
+    warmup: int
 
     def texts(self, length: int, tokens: int | None = None) -> tuple[int, ...]:
         """Lengths of as many full texts as make a batch."""
@@ -54,18 +60,18 @@ class Sizes:
         """Normal around half of the shortest kind, as in the paper of ModernBERT."""
         longest = self.lengths[0]
         drawn = np.random.default_rng(0).normal(longest / 2, longest / 4, size=16 * self.tokens // longest)
-        lengths = np.clip(drawn, longest // 32, longest).astype(int)
+        lengths = np.clip(drawn, longest // 16, longest).astype(int)
         return tuple(int(n) for n in lengths[: int(np.searchsorted(lengths.cumsum(), self.tokens))])
 
 
 _TINY = {
     "vocab_size": 512,
-    "hidden_size": 128,
-    "intermediate_size": 192,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "num_attention_heads": 2,
+    "num_attention_heads": 1,
     "max_position_embeddings": 256,
-    "local_attention": 32,
+    "local_attention": 16,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -83,30 +89,36 @@ def real() -> Sizes:
         models={name: EncoderConfig.preset(name) for name in ("base", "large")},
         tokens=65536,
         lengths=(512, 8192),
+        op_lengths=(512, 2048, 8192),
+        other_tokens=16384,
         latency=(64, 512),
         train_tokens=16384,
         beyond=2**31,
         replays=100,
         compiler="inductor",
         rounds=9,
+        warmup=3,
     )
 
 
 def dry() -> Sizes:
-    """A model of three layers, 128 tokens, float32, which Triton's interpreter takes."""
+    """A model of three layers, 48 tokens, float32, which Triton's interpreter takes."""
     return Sizes(
         dry=True,
         device=torch.device("cpu"),
         dtype=torch.float32,
         models={"tiny": EncoderConfig.from_dict(_TINY)},
-        tokens=128,
-        lengths=(32, 128),
+        tokens=48,
+        lengths=(16, 48),
+        op_lengths=(16,),
+        other_tokens=32,
         latency=(16,),
-        train_tokens=64,
+        train_tokens=32,
         beyond=2**14,
         replays=3,
         compiler="aot_eager",
         rounds=1,
+        warmup=1,
     )
 
 

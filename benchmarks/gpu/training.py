@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import harness
 import torch
 from gpu import pairs
 from gpu.journal import Case
@@ -63,8 +64,8 @@ def measure(sizes: Sizes, lengths: tuple[int, ...]) -> dict[str, Any]:
     models = {STOCK: stock, FAST: fast, f"{FAST}, loss_only": lean}
     arms = [timing.Arm(name, _step(model, inputs)) for name, model in models.items()]
     taken = timing.interleave(
-        arms, max(sizes.rounds // 3, 1), warmup=2, clock=timing.device_seconds,
-        leave_out=lambda arm, error: arm.name == STOCK and not missing.update({arm.name: str(error)[:300]}),
+        arms, max(sizes.rounds // 3, 1), warmup=sizes.warmup, clock=timing.device_seconds,
+        leave_out=lambda arm, error: arm.name == STOCK and not missing.update({arm.name: harness.reason_of(error)}),
     )  # fmt: skip
     return {"rows": model_rows(taken, tokens, STOCK), "missing": missing}
 

@@ -38,8 +38,7 @@ def model_cases(config, lengths, dtype, device):
             )
             rivals = _none if rotary else functools.partial(attention_rivals.rivals, window=window)
             name = f"attention {kind}{', rotary inside' if rotary else ''}"
-            more = {"large": True, "rivals": rivals, "checked": checked}
-            yield from apart(name, problem, *cost(lengths, H, D, window, dtype), backward=BACKWARD, **more)
+            yield from apart(name, problem, checked, *cost(lengths, H, D, window, dtype), BACKWARD, rivals)
 
 
 def _none(problem):

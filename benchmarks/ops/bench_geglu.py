@@ -16,8 +16,7 @@ def cases(T, dtype, device):
 def model_cases(config, lengths, dtype, device):
     T, F = sum(lengths), config.intermediate_size
     problem, checked = (problems.geglu(rows, F, dtype, device) for rows in (T, min(T, 1024)))
-    more = {"large": True, "rivals": with_compiled, "checked": checked}
-    yield from apart("geglu", problem, 3 * T * F * dtype.itemsize, backward=BACKWARD, **more)
+    yield from apart("geglu", problem, checked, 3 * T * F * dtype.itemsize, backward=BACKWARD, rivals=with_compiled)
 
 
 def large_cases(dtype, device):

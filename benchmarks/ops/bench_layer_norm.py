@@ -26,10 +26,9 @@ def model_cases(config, lengths, dtype, device):
     T, C, few = sum(lengths), config.hidden_size, min(sum(lengths), 1024)
     row = T * C * dtype.itemsize
     fused, small = (problems.layer_norm(n, C, dtype, device, residual=dtype, weight=dtype) for n in (T, few))
-    more = {"large": True, "rivals": with_compiled}
-    yield from apart("add and layer norm", fused, 4 * row, backward=FUSED, checked=small, **more)
+    yield from apart("add and layer norm", fused, small, 4 * row, backward=FUSED, rivals=with_compiled)
     alone, small = (problems.layer_norm(n, C, dtype, device, weight=dtype) for n in (T, few))
-    yield from apart("layer norm", alone, 2 * row, backward=ALONE, checked=small, **more)
+    yield from apart("layer norm", alone, small, 2 * row, backward=ALONE, rivals=with_compiled)
 
 
 def large_cases(dtype, device):
