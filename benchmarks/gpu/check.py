@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes of the op tests (default: by CPUs)")
     args = parser.parse_args(argv)
     session.settle(args)
+    if args.dry:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
     chosen = sizes.choose(args.dry)
     if args.part:
         journal.work(session.selected(PARTS[args.part](chosen), args, chosen), args.journal, args.until)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from gpu.journal import Skip
 from gpu.sizes import Sizes
+from transformers import AutoModel
 
 import modernbert_fast as mf
 from modernbert_fast.commands.batches import pad
@@ -21,8 +22,6 @@ from modernbert_fast.commands.workloads import Workload
 @functools.lru_cache(maxsize=1)  # cases on one model stand together
 def stock(sizes: Sizes, name: str) -> Any:
     """The encoder of transformers with random weights, sdpa, in eval mode."""
-    from transformers import AutoModel
-
     model = random_model(AutoModel, sizes.models[name], sizes.dtype)
     model.set_attn_implementation("sdpa")
     return model.to(sizes.device).eval()

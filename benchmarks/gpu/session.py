@@ -60,7 +60,6 @@ def settle(args: argparse.Namespace) -> None:
     """Whether this is a rehearsal, and when it ends."""
     args.dry = args.dry or not torch.cuda.is_available()
     if args.dry:
-        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
         torch.set_num_threads(1)  # several would wait for each other
     args.until = args.until or time.time() + args.budget - GRACE
 
