@@ -128,7 +128,7 @@ def names(case: Case) -> list[str]:
 
 
 def arms(case: Case, compiled: bool = False) -> Iterator[timing.Arm]:
-    """Every row that serves the case, its rivals, and torch.compile on request; each checks itself before it is timed."""
+    """Every row that serves, the rivals, torch.compile on request; each checks itself before it is timed."""
     if compiled:
         case = dataclasses.replace(case, rivals=with_compiled)
     found = False

@@ -252,9 +252,9 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, `+changes` if files differ; None when installed."""
-    root = Path(__file__).resolve().parents[1]
+def git_commit(root: Path | None = None) -> str | None:
+    """Commit of a checkout, this package's unless told, `+changes` if files differ; None where there is none."""
+    root = root or Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root)]

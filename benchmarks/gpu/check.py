@@ -31,9 +31,11 @@ def main(argv: list[str]) -> None:
         os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
     chosen = sizes.choose(args.dry)
     if args.part:
-        journal.work(session.selected(PARTS[args.part](chosen), args, chosen), args.journal, args.until)
+        cases = [case for part in args.part.split(",") for case in PARTS[part](chosen)]
+        journal.work(session.selected(cases, args, chosen), args.journal, args.until)
         return
-    jobs = [session.Job(part, session.child(PROGRAM, part, args)) for part in PARTS]
+    processes = [",".join(PARTS)] if args.dry else [*PARTS]  # a rehearsal has few CPUs
+    jobs = [session.Job(part, session.child(PROGRAM, part, args)) for part in processes]
     if not args.only:
         workers = 1 if args.dry else args.workers or max(min((os.cpu_count() or 1) - len(PARTS), 12), 1)
         jobs = [_tests(i, workers, args) for i in range(workers)] + jobs

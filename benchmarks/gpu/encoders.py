@@ -43,7 +43,10 @@ def measure(sizes: Sizes, model: str, lengths: tuple[int, ...], rivals: tuple[st
     stock = pairs.stock(sizes, model)
     fast = pairs.fast(stock)
     inputs = pairs.batch(stock.config, lengths, sizes.device)
-    builders = {STOCK: lambda: functools.partial(forward, stock, inputs), FAST: lambda: functools.partial(forward, fast, inputs)}
+    builders = {
+        STOCK: lambda: functools.partial(forward, stock, inputs),
+        FAST: lambda: functools.partial(forward, fast, inputs),
+    }
     builders |= {name: functools.partial(_rival, name, sizes, stock, model, lengths, inputs) for name in rivals}
     limit = timing.Arm(LINEARS, functools.partial(linears, fast, sum(lengths)))
     rounds = max(sizes.rounds // 2, 1)
@@ -73,7 +76,13 @@ def latency(sizes: Sizes, model: str, length: int) -> dict[str, Any]:
 
 
 def _timed(
-    stock: Any, inputs: dict, builders: dict[str, Callable[[], Run]], limits: list[timing.Arm], sizes: Sizes, rounds: int, clock: Any
+    stock: Any,
+    inputs: dict,
+    builders: dict[str, Callable[[], Run]],
+    limits: list[timing.Arm],
+    sizes: Sizes,
+    rounds: int,
+    clock: Any,
 ) -> tuple[list[timing.Measurement], dict[str, str], dict[str, str]]:
     """Measurements, rivals that are missing and arms of ours that failed; parity comes before the clock."""
     judge = pairs.judge(stock, inputs)
@@ -93,7 +102,9 @@ def _timed(
         except Exception as error:  # foreign code: any failure is a reason
             leave_out(name, error)
     arms += limits
-    taken = timing.interleave(arms, rounds, sizes.warmup, clock=clock, leave_out=lambda arm, error: leave_out(arm.name, error))
+    taken = timing.interleave(
+        arms, rounds, sizes.warmup, clock=clock, leave_out=lambda arm, error: leave_out(arm.name, error)
+    )
     return taken, missing, failures
 
 

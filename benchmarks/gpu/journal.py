@@ -1,7 +1,8 @@
 """Cases of a long run, each written down the moment it starts and the moment it ends.
 
-A journal is a file of JSON lines that its process appends to: "started", then "passed", "failed", "skipped" or "not run".
-A crash, a hang or a kill costs the case at hand. The next process on the same journal goes on after it.
+A journal is a file of JSON lines that its process appends to: a case is "started", then "passed", "failed" or
+"skipped"; or it is "not run". A crash, a hang or a kill costs the case at hand: the next process on the same journal
+goes on after it.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _clear() -> None:
-    """Gives the case's memory back; what then is alive, modules above all, is not looked through at every measurement."""
+    """Gives the case's memory back. What then is alive, modules above all, need not be looked through again."""
     gc.collect()
     gc.freeze()
     torch.cuda.empty_cache()

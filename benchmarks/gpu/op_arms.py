@@ -28,7 +28,9 @@ class OnDevice(Draw):
         self._on_device = torch.Generator(device).manual_seed(seed)
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.randn(shape, generator=self._on_device, dtype=torch.float32, device=self.device).to(dtype or self.dtype)
+        return torch.randn(shape, generator=self._on_device, dtype=torch.float32, device=self.device).to(
+            dtype or self.dtype
+        )
 
 
 def drawn_on_device(problem: Problem) -> Problem:
@@ -70,7 +72,9 @@ def measure(case: harness.Case, sizes: Sizes, path: Path, tokens: int) -> dict[s
         except Exception as error:  # rivals are foreign code: any failure is a reason
             leave_out(name, error)
     clock = timing.device_seconds
-    taken = timing.interleave(arms, sizes.rounds, sizes.warmup, clock=clock, leave_out=lambda arm, e: leave_out(arm.name, e))
+    taken = timing.interleave(
+        arms, sizes.rounds, sizes.warmup, clock=clock, leave_out=lambda arm, e: leave_out(arm.name, e)
+    )
     return {"rows": _rows(case, taken, ceilings.of(path), tokens), "missing": missing, "failures": failures}
 
 

@@ -32,7 +32,12 @@ class Pass(NamedTuple):
 OURS = {"fwd": Pass(2, 4), "dq": Pass(3, 6), "dkv": Pass(4, 6)}  # q k v o; q k v o do dq; q k v do dk dv
 TURNED = Pass(0, 2)  # keys turned beforehand are read and written once more
 FLASH = {"fwd": Pass(2, 4), "bwd": Pass(5, 17)}  # o do; q k v do dk dv; dq in fp32: cleared, added to, read; dq
-FLASH_TILES = {("fwd", True): (192, 128), ("fwd", False): (192, 192), ("bwd", True): (128, 128), ("bwd", False): (128, 128)}
+FLASH_TILES = {
+    ("fwd", True): (192, 128),
+    ("fwd", False): (192, 192),
+    ("bwd", True): (128, 128),
+    ("bwd", False): (128, 128),
+}
 PASSES = {"forward": ("fwd",), "backward": ("dq", "dkv")}
 
 
@@ -50,7 +55,7 @@ class Prediction(NamedTuple):
 
 
 def executed(own: int, step: int, window: int, length: int) -> int:
-    """Pairs that blocks of `own` rows execute in steps of `step`, over one text, as kernels/attention.py's _reach has it."""
+    """Pairs that blocks of `own` rows execute over one text in steps of `step`: `_reach` of kernels/attention.py."""
     pairs = 0
     for first in range(0, length, own):
         low = max(first - window, 0) // step * step if window >= 0 else 0
@@ -137,13 +142,19 @@ def main(argv: list[str]) -> None:
     argparse.ArgumentParser(prog="run.py gpu/predict", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)  # fmt: skip
     found = list(predictions())
-    print("| model | texts of | kernel | KB/token | MFLOP/token | floor ns | predicted ns | FA ns |\n" + "|---" * 8 + "|")
+    print(
+        "| model | texts of | kernel | KB/token | MFLOP/token | floor ns | predicted ns | FA ns |\n" + "|---" * 8 + "|"
+    )
     for p in found:
         length = p.length if "attention" in p.what else "any"
         cells: list[Any] = [p.model, length, p.what, f"{p.bytes / 1e3:.2f}", f"{p.flops / 1e6:.3f}"]
         cells += ["–" if t is None else f"{t * 1e9:.2f}" for t in (p.floor, p.predicted, p.flash)]
         print(f"| {' | '.join(map(str, cells))} |")
-    print("\n| model | texts of | MFLOP/token | at the full rate of products, Mtok/s | predicted Mtok/s |\n" + "|---" * 5 + "|")
+    print(
+        "\n| model | texts of | MFLOP/token | at the full rate of products, Mtok/s | predicted Mtok/s |\n"
+        + "|---" * 5
+        + "|"
+    )
     for model in ("base", "large"):
         for length in LENGTHS:
             flops = encoder_flops(EncoderConfig.preset(model), (length,)) / length

@@ -96,7 +96,10 @@ def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Calla
     work.mkdir(parents=True)
     folder = args.output or (ROOT / "build" / "dry" if args.dry else harness.FOLDER / "results" / harness.machine())
     facts = _facts(args)
-    print(f"{what}: {'dry, on the CPU' if args.dry else facts['accelerators'][0]['name']}, {args.budget:.0f} s", flush=True)
+    print(
+        f"{what}: {'dry, on the CPU' if args.dry else facts['accelerators'][0]['name']}, {args.budget:.0f} s",
+        flush=True,
+    )
     threads = [threading.Thread(target=_watch, args=(job, work, args.until), daemon=True) for job in jobs]
     began, shown = time.time(), 0
     for thread in threads:
@@ -174,5 +177,5 @@ def _tail(log: Path) -> str:
 def _facts(args: argparse.Namespace) -> dict[str, Any]:
     """Those of timing.py, and what else a GPU's numbers depend on."""
     facts = timing.machine_facts()
-    facts["commit"] = args.commit or facts["commit"]
+    facts["commit"] = args.commit or timing.git_commit(ROOT)
     return facts | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **timing.driver_facts()}

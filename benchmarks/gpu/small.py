@@ -16,7 +16,8 @@ def run(backend: str, dtype: torch.dtype, device: torch.device) -> int:
     """How many problems the row served."""
     served = 0
     for op in dispatch.TABLE:
-        for problem in [*SMALL[op](dtype, device), *_of_real_width(op, dtype, device)]:
+        wide = _of_real_width(op, dtype, device) if torch.cuda.is_available() else []  # too slow in an interpreter
+        for problem in [*SMALL[op](dtype, device), *wide]:
             try:
                 with dispatch.use_backend(backend, op):
                     checks.evaluate(problem.run, problem.inputs(), problem.grads)

@@ -16,8 +16,9 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         f"# {record['what']}{', dry: no figure here means anything' if record['dry'] else ''}",
         "",
-        f"{names}; commit {machine['commit']}; {machine['date']}; torch {machine['torch']}, Triton {machine['triton']}, "
-        f"transformers {machine['transformers']}, Python {machine['python']}, CUDA {machine['cuda']}, "
+        f"{names}; commit {machine['commit']}; {machine['date']}; torch {machine['torch']}, "
+        f"Triton {machine['triton']}, transformers {machine['transformers']}, Python {machine['python']}, "
+        f"CUDA {machine['cuda']}, "
         f"driver {machine['driver']}. {record['seconds']:.0f} s.",
         "",
         _counts(record["cases"]),
@@ -43,7 +44,9 @@ def summary(record: dict[str, Any]) -> str:
     for case in record["cases"]:
         for row in _rows(case):
             lines.append(f"{case['case'][:60]:<60} " + "  ".join(f"{_cell(v)}" for v in row.values()))
-    failed = [f"FAILED {case['case']}: {case.get('reason', '')}" for case in record["cases"] if case["state"] == "failed"]
+    failed = [
+        f"FAILED {case['case']}: {case.get('reason', '')}" for case in record["cases"] if case["state"] == "failed"
+    ]
     return "\n".join([*lines, *failed[:SHOWN], f"{_counts(record['cases'])}; {record['seconds']:.0f} s"])
 
 
@@ -70,7 +73,9 @@ def _tested(cases: list[dict[str, Any]]) -> list[str]:
             cells.setdefault((case["op"], case["backend"], case["dtype"]), Counter())[case["state"]] += 1
     if not cells:
         return []
-    rows = [dict(zip(("op", "row", "dtype"), cell, strict=True)) | {s: n[s] for s in STATES} for cell, n in cells.items()]
+    rows = [
+        dict(zip(("op", "row", "dtype"), cell, strict=True)) | {s: n[s] for s in STATES} for cell, n in cells.items()
+    ]
     return ["## Op tests", "", *_table(sorted(rows, key=lambda row: (row["op"], row["row"], row["dtype"]))), ""]
 
 

@@ -59,7 +59,7 @@ def measure(sizes: Sizes, lengths: tuple[int, ...]) -> dict[str, Any]:
     _, lean = pair(sizes, loss_only=True)
     check(stock, fast, batch(sizes, 2 * sizes.lengths[0]))
     inputs = batch(sizes, sizes.train_tokens, lengths)
-    tokens = int((inputs["input_ids"].numel() if "attention_mask" not in inputs else inputs["attention_mask"].sum()))
+    tokens = int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum())
     missing: dict[str, str] = {}
     models = {STOCK: stock, FAST: fast, f"{FAST}, loss_only": lean}
     arms = [timing.Arm(name, _step(model, inputs)) for name, model in models.items()]
@@ -112,4 +112,7 @@ def _gradients(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, dict
 
 def _distance(got: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
     """The norm of the difference; of `got` itself where the truth is empty."""
-    return sum(float((g.double() - truth.get(n, torch.zeros_like(g)).double()).square().sum()) for n, g in got.items()) ** 0.5
+    return (
+        sum(float((g.double() - truth.get(n, torch.zeros_like(g)).double()).square().sum()) for n, g in got.items())
+        ** 0.5
+    )

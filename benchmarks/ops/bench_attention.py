@@ -94,7 +94,7 @@ def cost(lengths, H, D, window, dtype):
     return 4 * sum(lengths) * H * D * dtype.itemsize, 4 * sum(map(functools.partial(pairs, window), lengths)) * H * D
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pairs(window, length):
     """Queries and keys of a text that see one another."""
     reach = length if window < 0 else min(window, length - 1)
