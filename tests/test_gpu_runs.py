@@ -4,6 +4,7 @@ predictions are made of what the benchmarks count."""
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,20 @@ pytest.importorskip("transformers")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 PLANTED = """
-import os, time
-from gpu.journal import Case, Skip
+import os, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from gpu.journal import Case, Skip, work
 
 def wrong(): raise ValueError("planted")
 def crashes(): os._exit(11)
 def hangs(): time.sleep(60)
 def skips(): raise Skip("not here")
+def fails(): return {"rows": [{"arm": "b", "ms": 2.5}], "failures": {"b": "beyond"}}
 def right(): return {"rows": [{"arm": "a", "ms": 1.5}], "missing": {"rival": "no package"}}
 
-def cases(sizes):
-    return [Case("wrong", wrong), Case("crashes", crashes), Case("skips", skips), Case("hangs", hangs, limit=1.0),
-            Case("right", right)]
+cases = [Case("wrong", wrong), Case("crashes", crashes), Case("skips", skips), Case("hangs", hangs, limit=1.0),
+         Case("fails", fails), Case("right", right)]
+work(cases, pathlib.Path(sys.argv[-1]), time.time() + 600)
 """
 
 
@@ -70,16 +73,33 @@ def test_benchmark_ends(tmp_path):
 
 def test_what_fails_is_written_down_and_the_rest_runs(tmp_path):
     """An exception, a crash of the process and a hang: each costs its case only, and the exit status says so."""
+    from gpu import session
+
     (tmp_path / "planted.py").write_text(PLANTED)
-    words = "ceilings"
-    done, cases, table = rehearse("gpu/bench", tmp_path, "--only", words, "--also", str(tmp_path / "planted.py"))
-    assert done.returncode == 1, done.stdout + done.stderr
-    found = {name: case["state"] for name, case in cases.items()}
-    assert found == {"wrong": "failed", "crashes": "failed", "skips": "skipped", "hangs": "failed", "right": "passed",
-                     "ceilings": "passed"}  # fmt: skip
-    assert "ValueError: planted" in cases["wrong"]["reason"] and "status 11" in cases["crashes"]["reason"]
-    assert "ended after 1 s" in cases["hangs"]["reason"] and "rival: not measured: no package" in table
-    assert table.index("## Failed") < table.index("## ceilings")
+    command = (sys.executable, str(tmp_path / "planted.py"), str(BENCHMARKS))
+    args = session.arguments("planted", None, 600.0).parse_args(["--dry", "--output", str(tmp_path), "--commit", "abc"])
+    args.until = time.time() + 600
+    assert session.run("planted", [session.Job("planted", command)], args) == 1
+    record, table = json.loads((tmp_path / "planted.json").read_text()), (tmp_path / "planted.md").read_text()
+    found = {case["case"]: case for case in record["cases"]}
+    assert {name: case["state"] for name, case in found.items()} == {
+        "wrong": "failed", "crashes": "failed", "skips": "skipped", "hangs": "failed", "fails": "failed",
+        "right": "passed",
+    }  # fmt: skip
+    assert "ValueError: planted" in found["wrong"]["reason"] and "status 11" in found["crashes"]["reason"]
+    assert "ended after 1 s" in found["hangs"]["reason"] and found["fails"]["reason"] == "b: beyond"
+    assert "rival: not measured: no package" in table and "commit abc" in table
+    assert table.index("## Failed") < table.index("## right")
+
+
+def test_a_process_that_cannot_start_is_a_failure(tmp_path):
+    from gpu import session
+
+    args = session.arguments("broken", None, 60.0).parse_args(["--dry", "--output", str(tmp_path)])
+    args.until = time.time() + 60
+    assert session.run("broken", [session.Job("broken", (sys.executable, "-c", "import no_such_module"))], args) == 1
+    (case,) = json.loads((tmp_path / "broken.json").read_text())["cases"]
+    assert case["case"] == "broken as a whole" and "no_such_module" in case["reason"]
 
 
 def test_time_that_is_over_is_written_down(tmp_path):

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         harness.COMPILER = chosen.compiler
         torch._dynamo.config.recompile_limit = 256  # one function, many shapes
         torch._functorch.config.donated_buffer = False  # a backward is timed many times on one forward
-        work(session.selected(cases(chosen, args.journal), args, chosen), args.journal, args.until)
+        work(session.selected(cases(chosen, args.journal), args.only), args.journal, args.until)
         return
     sys.exit(session.run("bench-gpu", [session.Job("bench", session.child(PROGRAM, "bench", args))], args))
 

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     chosen = sizes.choose(args.dry)
     if args.part:
         cases = [case for part in args.part.split(",") for case in PARTS[part](chosen)]
-        journal.work(session.selected(cases, args, chosen), args.journal, args.until)
+        journal.work(session.selected(cases, args.only), args.journal, args.until)
         return
     processes = [",".join(PARTS)] if args.dry else [*PARTS]  # a rehearsal has few CPUs
     jobs = [session.Job(part, session.child(PROGRAM, part, args)) for part in processes]

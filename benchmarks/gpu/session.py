@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -50,7 +49,6 @@ def arguments(program: str, description: str | None, budget: float) -> argparse.
     parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<gpu>)")
     parser.add_argument("--commit", help="what this tree is a checkout of, where it has no .git")
     parser.add_argument("--only", default="", help="cases whose name contains one of these words, by comma")
-    parser.add_argument("--also", type=Path, help="a Python file with more cases: cases(sizes) -> iterable of Case")
     for hidden, kind in (("--part", str), ("--journal", Path), ("--until", float)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)  # this process is one of those watched
     return parser
@@ -64,25 +62,17 @@ def settle(args: argparse.Namespace) -> None:
     args.until = args.until or time.time() + args.budget - GRACE
 
 
-def selected(cases: Iterable[journal.Case], args: argparse.Namespace, sizes: Any) -> list[journal.Case]:
-    """The cases asked for, those of --also among them."""
-    words = [word for word in args.only.split(",") if word]
-    kept = [case for case in cases if not words or any(word in case.name for word in words)]
-    if args.also:
-        spec = importlib.util.spec_from_file_location("also", args.also)
-        assert spec is not None and spec.loader is not None, args.also
-        also = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(also)
-        kept[:0] = also.cases(sizes)
-    return kept
+def selected(cases: Iterable[journal.Case], only: str) -> list[journal.Case]:
+    """The cases whose name contains a word of `only`; all without."""
+    words = [word for word in only.split(",") if word]
+    return [case for case in cases if not words or any(word in case.name for word in words)]
 
 
 def child(program: str, part: str, args: argparse.Namespace) -> tuple[str, ...]:
     """The command of a process that runs one part of the cases."""
     words = [sys.executable, str(harness.FOLDER / "run.py"), program, "--part", part, "--until", str(args.until)]
     words += ["--dry"] if args.dry else []
-    words += ["--only", args.only] if args.only else []
-    return (*words, *(("--also", str(args.also)) if args.also else ()))
+    return (*words, *(("--only", args.only) if args.only else ()))
 
 
 def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Callable[[list], dict] | None = None) -> int:
