@@ -74,7 +74,7 @@ def replays(sizes: Sizes) -> dict[str, Any]:
     """Batches of other lengths than those recorded: the bits of the model without graphs, or where a product of another
     size rounds otherwise, an error that the rule allows; and the first batch gives its bits again in the end."""
     stock = pairs.stock(sizes, next(iter(sizes.models)))
-    eager, graphs = pairs.fast(stock), pairs.with_graphs(stock)
+    eager, graphs = pairs.fast(stock), pairs.fast(stock, cuda_graphs=True)
     drawn, same, first = np.random.default_rng(0), 0, None
     for _ in range(sizes.replays + 1):
         texts = int(drawn.integers(1, 9))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gpu.journal import Skip
 from gpu.sizes import Sizes
 from transformers import AutoModel
 
@@ -30,13 +28,6 @@ def stock(sizes: Sizes, name: str) -> Any:
 def fast(model: Any, **options: Any) -> Any:
     """An accelerated model on the same parameters."""
     return mf.accelerate(twin(model), **options)
-
-
-def with_graphs(model: Any) -> Any:
-    """An accelerated model that records CUDA graphs."""
-    if "cuda_graphs" not in inspect.signature(mf.accelerate).parameters:
-        raise Skip("accelerate() records no CUDA graphs in this version")
-    return fast(model, cuda_graphs=True)
 
 
 def judge(model: Any, inputs: dict[str, torch.Tensor]) -> Parity:
