@@ -16,7 +16,7 @@ from gpu import ceilings, encoders, op_arms, session, sizes, training
 from gpu.journal import Case, work
 
 PROGRAM = "gpu/bench"
-BUDGET = 540.0
+BUDGET = 520.0
 HEAVY = ("attention", "layer_norm", "geglu")
 
 

@@ -17,7 +17,7 @@ from gpu import huge, journal, model_checks, sanitize, session, sizes
 from modernbert_fast import dispatch
 
 PROGRAM = "gpu/check"
-BUDGET = 510.0
+BUDGET = 500.0
 OURS = ("cuda", "triton")
 PARTS = {"model": model_checks.cases, "beyond 2^31": huge.cases, "sanitizer": sanitize.cases}
 

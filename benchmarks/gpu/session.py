@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,8 +24,11 @@ from modernbert_fast import timing
 
 ROOT = harness.FOLDER.parent
 GRACE = 15.0  # seconds that a case at hand gets beyond the end of the run
-POLL = 0.25
+POLL = 0.5
 RESTARTS = 25  # of one process
+
+
+Missing = Callable[[list[dict[str, Any]]], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def child(program: str, part: str, args: argparse.Namespace) -> tuple[str, ...]:
     return (*words, *(("--only", args.only) if args.only else ()))
 
 
-def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Callable[[list], dict] | None = None) -> int:
+def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Missing | None = None) -> int:
     """Runs all jobs side by side and writes <what>.json and <what>.md; 1 if anything failed.
 
     Args:
@@ -90,10 +95,32 @@ def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Calla
         f"{what}: {'dry, on the CPU' if args.dry else facts['accelerators'][0]['name']}, {args.budget:.0f} s",
         flush=True,
     )
-    threads = [threading.Thread(target=_watch, args=(job, work, args.until), daemon=True) for job in jobs]
-    began, shown = time.time(), 0
+    stop = threading.Event()
+    threads = [threading.Thread(target=_watch, args=(job, work, args.until, stop)) for job in jobs]
     for thread in threads:
         thread.start()
+    try:
+        record = _follow(what, jobs, threads, work, folder, facts, args.dry, missing)
+    finally:
+        stop.set()  # interrupted, or broken: no process may go on alone
+    shutil.rmtree(work)
+    print(tables.summary(record))
+    print(folder / f"{what}.md")
+    return 1 if any(case["state"] == "failed" for case in record["cases"]) else 0
+
+
+def _follow(
+    what: str,
+    jobs: Sequence[Job],
+    threads: Sequence[threading.Thread],
+    work: Path,
+    folder: Path,
+    facts: dict[str, Any],
+    dry: bool,
+    missing: Missing | None,
+) -> dict[str, Any]:
+    """Writes the record whenever a case has ended, until all threads have; returns it."""
+    began, shown = time.time(), 0
     while True:
         busy = any(thread.is_alive() for thread in threads)
         cases = _cases(jobs, work)
@@ -103,16 +130,12 @@ def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Calla
         if len(ended) != shown or not busy:
             shown = len(ended)
             seconds = round(time.time() - began, 1)
-            record = {"what": what, "dry": args.dry, "machine": facts, "seconds": seconds, "cases": cases}
+            record = {"what": what, "dry": dry, "machine": facts, "seconds": seconds, "cases": cases}
             timing.write_json(folder / f"{what}.json", record)
             (folder / f"{what}.md").write_text(tables.markdown(record), encoding="utf-8")
         if not busy:
-            break
+            return record
         time.sleep(POLL)
-    shutil.rmtree(work)
-    print(tables.summary(record))
-    print(folder / f"{what}.md")
-    return 1 if any(case["state"] == "failed" for case in cases) else 0
 
 
 def _cases(jobs: Sequence[Job], work: Path) -> list[dict[str, Any]]:
@@ -120,31 +143,35 @@ def _cases(jobs: Sequence[Job], work: Path) -> list[dict[str, Any]]:
     return [{**line, "part": part} for part, line in lines if line["case"]]
 
 
-def _watch(job: Job, work: Path, until: float) -> None:
-    """Keeps a job alive until it has finished, its time is over, or it cannot even start."""
+def _watch(job: Job, work: Path, until: float, stop: threading.Event) -> None:
+    """Keeps a job alive until it has finished, its time is over, or it cannot even start, or not often enough."""
     path, log = work / f"{job.name}.jsonl", work / f"{job.name}.log"
     for _ in range(RESTARTS):
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen(
-                [*job.command, "--journal", str(path)], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
-                env={**os.environ, **dict(job.environment)},
-            )  # fmt: skip
-            why = _wait(process, path, until)
+                [*job.command, "--journal", str(path)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONSAFEPATH": "1", **dict(job.environment)},  # `kernels/` lies in ROOT
+                start_new_session=True,
+            )
+            why = _wait(process, path, until, stop)
         lines = journal.read(path)
-        if "" in lines:
+        if "" in lines or stop.is_set():
             return
         end = f"{why or f'the process ended with status {process.returncode}'}: {_tail(log)}"
         running = next((line["case"] for line in lines.values() if line["state"] == "started"), None)
         if running is not None:
             journal.append(path, case=running, state="failed", reason=end)
         elif process.returncode != journal.UNWELL:
-            journal.append(path, case=f"{job.name} as a whole", state="failed", reason=end)
-            return
+            break
         if time.time() > until + GRACE:
             return
+    journal.append(path, case=f"{job.name} as a whole", state="failed", reason=end)
 
 
-def _wait(process: subprocess.Popen, path: Path, until: float) -> str:
+def _wait(process: subprocess.Popen, path: Path, until: float, stop: threading.Event) -> str:
     """Waits for the end, or brings it about; then why."""
     while process.poll() is None:
         now = time.time()
@@ -152,8 +179,9 @@ def _wait(process: subprocess.Popen, path: Path, until: float) -> str:
         over = next((f"ended after {x['limit']:.0f} s" for x in running if now > x["since"] + x["limit"]), "")
         if not over and now > until + GRACE:
             over = f"ended: {journal.OVER_BUDGET}"
-        if over:
-            process.kill()
+        if over or stop.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
             process.wait()
             return over
         time.sleep(POLL)
