@@ -9,10 +9,6 @@
 #include <stdexcept>
 #include <string>
 
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // so named since torch 2.13
-#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
-#endif
-
 namespace modernbert_fast {
 
 using torch::headeronly::ScalarType;
