@@ -7,6 +7,7 @@ gradients and its CUDA graphs; compute-sanitizer. What fails is written down and
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from typing import Any
@@ -19,7 +20,11 @@ from modernbert_fast import dispatch
 PROGRAM = "gpu/check"
 BUDGET = 500.0
 OURS = ("cuda", "triton")
-PARTS = {"model": model_checks.cases, "beyond 2^31": huge.cases, "sanitizer": sanitize.cases}
+PARTS = {
+    "model": model_checks.cases,
+    "beyond 2^31": huge.cases,
+    **{f"sanitizer {backend}": functools.partial(sanitize.cases, backend) for backend in OURS},
+}
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,8 @@ python benchmarks/run.py gpu/small triton
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from modernbert_fast import dispatch
@@ -40,3 +42,5 @@ def main(argv: list[str]) -> None:
     served = run(backend, torch.bfloat16 if on_gpu else torch.float32, torch.device("cuda" if on_gpu else "cpu"))
     torch.accelerator.synchronize() if on_gpu else None
     print(f"{served} problems by {backend}")
+    if on_gpu and not served:
+        sys.exit(1)
