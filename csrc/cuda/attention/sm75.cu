@@ -1,0 +1,12 @@
+// Attention on Turing.
+#include "sm75.cuh"
+
+#include "forward.cuh"
+
+namespace modernbert_fast::cuda {
+
+void attention_forward_sm75(const AttentionForward& args, cudaStream_t stream) {
+  attention_forward<Sm75, Half>(args, stream);
+}
+
+}  // namespace modernbert_fast::cuda
