@@ -7,6 +7,8 @@
 #include <instructions.cuh>
 #include <launch.cuh>
 
+#include <type_traits>
+
 #include "mask.cuh"
 #include "params.h"
 #include "rotary.cuh"
@@ -15,22 +17,6 @@
 #include "tiles.cuh"
 
 namespace modernbert_fast::cuda {
-
-template <class T>
-__device__ __forceinline__ const T* of_head(const Plane& plane, index_t head) {
-  return static_cast<const T*>(plane.data) + head * plane.stride_h;
-}
-template <class T>
-__device__ __forceinline__ T* of_head(const MutablePlane& plane, index_t head) {
-  return static_cast<T*>(plane.data) + head * plane.stride_h;
-}
-
-/// Zeros in the row t of one head.
-template <class T>
-__device__ __forceinline__ void clear_row(T* plane, index_t stride, index_t t, int D) {
-  const uint32_t zeros[4] = {};
-  for (int d = 0; d < D; d += kPerVector) store_16<uint32_t>(reinterpret_cast<uint32_t*>(plane + t * stride + d), zeros);
-}
 
 template <class Chip, class T, int kHead, bool kWindowed>
 struct ForwardBlock : Chip::template Forward<kHead, kWindowed> {

@@ -3,6 +3,7 @@
 
 #include <instructions.cuh>
 #include <launch.cuh>
+#include <warp.cuh>
 
 #include "params.h"
 

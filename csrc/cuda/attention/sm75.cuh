@@ -50,7 +50,7 @@ struct Sm75 {
   /// Queries, keys and warps of a block. Rows of a warp come in bands of 16.
   template <int kHead, bool kWindowed>
   struct Forward {
-    static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kHead > 64 ? 32 : 64, kWarps = 4;
+    static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kWindowed && kHead <= 64 ? 64 : 32, kWarps = 4;
   };
   /// Own rows, others and warps of a block.
   template <int kHead>

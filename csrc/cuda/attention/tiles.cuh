@@ -6,11 +6,28 @@
 #pragma once
 
 #include <instructions.cuh>
+#include <warp.cuh>
 
 #include "params.h"
 #include "rotary.cuh"
 
 namespace modernbert_fast::cuda {
+
+template <class T>
+__device__ __forceinline__ const T* of_head(const Plane& plane, index_t head) {
+  return static_cast<const T*>(plane.data) + head * plane.stride_h;
+}
+template <class T>
+__device__ __forceinline__ T* of_head(const MutablePlane& plane, index_t head) {
+  return static_cast<T*>(plane.data) + head * plane.stride_h;
+}
+
+/// Zeros in the row t of one head.
+template <class T>
+__device__ __forceinline__ void clear_row(T* plane, index_t stride, index_t t, int D) {
+  const uint32_t zeros[4] = {};
+  for (int d = 0; d < D; d += kPerVector) store_16<uint32_t>(reinterpret_cast<uint32_t*>(plane + t * stride + d), zeros);
+}
 
 /// The first element of a vector (16 bytes) of a row. Eight rows at one vector lie in eight different groups of banks,
 /// and so do eight vectors of a row.
