@@ -1,18 +1,18 @@
 // Attention, backward. Reference: modernbert_fast/reference/attention.py.
 //
 // Two passes, so that no sum has an order that varies: one for dq, which also stores gradient . o for each row, and one
-// for dk and dv. Both are one kernel: a block keeps its own rows of one side, meets those of the other side that they may
-// see, and computes the probabilities again from the lse.
+// for dk and dv. Both are one kernel: a block keeps its own rows of one side, meets those of the other side that they
+// may see, and computes the probabilities again from the lse.
 //
 //   own (dq)   q, gradient     meets k, v            dq += ds k
 //   own (dkv)  k, v            meets q, gradient     dk += ds q, dv += p gradient
 //
-// with p = exp(own . met - lse) and ds = p (own . met of the second planes - delta). Reads 5HD and writes 3HD elements a
-// token; 14 x keys x HD flops.
+// with p = exp(own . met - lse) and ds = p (own . met of the second planes - delta). Reads 5HD and writes 3HD elements
+// a token; 14 x keys x HD flops.
 #pragma once
 
 #include <instructions.cuh>
-#include <launch.cuh>
+#include "../launch.cuh"
 
 #include <type_traits>
 

@@ -1,11 +1,11 @@
 // Attention, forward. Reference: modernbert_fast/reference/attention.py.
 //
-// A block takes kM queries of a text and head and meets the keys that they may see, kN at a time; each warp keeps its own
-// queries, scores and sums in registers. Reads 3HD and writes HD elements a token; 4 x keys x HD flops.
+// A block takes kM queries of a text and head and meets the keys that they may see, kN at a time; each warp keeps its
+// own queries, scores and sums in registers. Reads 3HD and writes HD elements a token; 4 x keys x HD flops.
 #pragma once
 
 #include <instructions.cuh>
-#include <launch.cuh>
+#include "../launch.cuh"
 
 #include <type_traits>
 
@@ -84,8 +84,7 @@ __global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThre
         for (int band = 0; band < kBands; ++band)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            if (!mask.sees(places[band][half], n, at_n))
-              scores.at[band][column / 2][2 * half + column % 2] = -INFINITY;
+            if (!mask.sees(places[band][half], n, at_n)) scores.at[band][column / 2][2 * half + column % 2] = -INFINITY;
       }
     }
     softmax.weigh(scores, o);

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <instructions.cuh>
-#include <launch.cuh>
-#include <warp.cuh>
+#include "../launch.cuh"
+#include "../warp.cuh"
 
 #include "params.h"
 

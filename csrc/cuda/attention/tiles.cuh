@@ -1,12 +1,12 @@
 // Tiles of rows: how they lie in shared memory, how they get there, and how a warp multiplies with them.
 //
-// A row of a tile has kHead columns, and a head of D <= kHead columns fills it half by half: columns [0, D / 2) from 0 and
-// [D / 2, D) from kHead / 2, zeros after each. So the partner of a column under rotary is at the same distance for
+// A row of a tile has kHead columns, and a head of D <= kHead columns fills it half by half: columns [0, D / 2) from 0
+// and [D / 2, D) from kHead / 2, zeros after each. So the partner of a column under rotary is at the same distance for
 // every D.
 #pragma once
 
 #include <instructions.cuh>
-#include <warp.cuh>
+#include "../warp.cuh"
 
 #include "params.h"
 #include "rotary.cuh"
@@ -26,7 +26,8 @@ __device__ __forceinline__ T* of_head(const MutablePlane& plane, index_t head) {
 template <class T>
 __device__ __forceinline__ void clear_row(T* plane, index_t stride, index_t t, int D) {
   const uint32_t zeros[4] = {};
-  for (int d = 0; d < D; d += kPerVector) store_16<uint32_t>(reinterpret_cast<uint32_t*>(plane + t * stride + d), zeros);
+  for (int d = 0; d < D; d += kPerVector)
+    store_16<uint32_t>(reinterpret_cast<uint32_t*>(plane + t * stride + d), zeros);
 }
 
 /// The first element of a vector (16 bytes) of a row. Eight rows at one vector lie in eight different groups of banks,
@@ -177,7 +178,7 @@ struct Sums {
   __device__ __forceinline__ void rounded(uint32_t (&to)[4], int band, int n) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float(&from)[4] = at[band][2 * n + half];
+      const float (&from)[4] = at[band][2 * n + half];
       to[2 * half] = pack_2<T>(from[0], from[1]);
       to[2 * half + 1] = pack_2<T>(from[2], from[3]);
     }
