@@ -170,6 +170,7 @@ __global__ void __launch_bounds__(BackwardBlock<Chip, T, kHead, kOfKeys>::kThrea
       met.fetch(n0 + kN);
       if (kOfKeys) statistics.fetch(n0 + kN);
     }
+    if (!mask.template reaches<16 * kBands, kN>(first, n0)) continue;
     Sums<kBands, kN> p, ds;
     multiply_by_rows<Chip, T, kHead>(p, left, met.x());
     const bool is_open = mask.template is_open<16 * kBands, kN>(first, n0);

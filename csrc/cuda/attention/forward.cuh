@@ -30,7 +30,7 @@ template <class Chip, class T, int kHead, bool kWindowed>
 __global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThreads)
     forward_kernel(const AttentionForward args) {
   using Block = ForwardBlock<Chip, T, kHead, kWindowed>;
-  constexpr int kM = Block::kM, kN = Block::kN, kBands = Block::kBands;
+  constexpr int kM = Block::kM, kN = Block::kN, kStep = Block::kStep, kBands = Block::kBands;
   const AttentionGeometry& g = args.geometry;
   const index_t head = blockIdx.y;
   T* const o_plane = of_head<T>(args.o, head);
@@ -74,21 +74,27 @@ __global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThre
   for (int n0 = begin; n0 < end; n0 += kN) {
     keys.settle();
     if (n0 + kN < end) keys.fetch(n0 + kN);
-    Sums<kBands, kN> scores;
-    multiply_by_rows<Chip, T, kHead>(scores, q, keys.x());
-    if (!mask.template is_open<16 * kBands, kN>(first, n0)) {
+#pragma unroll 1
+    for (int step = 0; step < kN; step += kStep) {
+      const int n1 = n0 + step;
+      if (!mask.template reaches<16 * kBands, kStep>(first, n1)) continue;
+      Sums<kBands, kStep> scores;
+      multiply_by_rows<Chip, T, kHead>(scores, q, keys.x() + step * kHead);
+      if (!mask.template is_open<16 * kBands, kStep>(first, n1)) {
 #pragma unroll
-      for (int column = 0; column < kN / 4; ++column) {
-        const int n = n0 + column / 2 * 8 + column % 2 + fragment_column(), at_n = mask.place(n);
+        for (int column = 0; column < kStep / 4; ++column) {
+          const int n = n1 + column / 2 * 8 + column % 2 + fragment_column(), at_n = mask.place(n);
 #pragma unroll
-        for (int band = 0; band < kBands; ++band)
+          for (int band = 0; band < kBands; ++band)
 #pragma unroll
-          for (int half = 0; half < 2; ++half)
-            if (!mask.sees(places[band][half], n, at_n)) scores.at[band][column / 2][2 * half + column % 2] = -INFINITY;
+            for (int half = 0; half < 2; ++half)
+              if (!mask.sees(places[band][half], n, at_n))
+                scores.at[band][column / 2][2 * half + column % 2] = -INFINITY;
+        }
       }
+      softmax.weigh(scores, o);
+      add_product<Chip, T, kHead>(o, scores, keys.y() + step * kHead);
     }
-    softmax.weigh(scores, o);
-    add_product<Chip, T, kHead>(o, scores, keys.y());
   }
 
   softmax.finish(o, [&](int band, int half, float value) {

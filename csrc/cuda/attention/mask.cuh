@@ -17,6 +17,13 @@ class Mask {
     if (!bounded) columns_ = nullptr;
   }
 
+  /// Whether any of kM rows from m may see any of kN rows from n.
+  template <int kM, int kN>
+  __device__ __forceinline__ bool reaches(int m, int n) const {
+    const int window = static_cast<int>(window_);  // of rows: columns are never nearer than these
+    return m < end_ && n < end_ && m - (n + kN - 1) <= window && n - (m + kM - 1) <= window;
+  }
+
   /// Whether all of kM rows from m see all of kN rows from n.
   template <int kM, int kN>
   __device__ __forceinline__ bool is_open(int m, int n) const {

@@ -65,10 +65,11 @@ struct Sm80 {
     int stage_, first_;
   };
 
-  /// Queries, keys and warps of a block. Rows of a warp come in bands of 16.
+  /// Queries, keys that are brought, keys that are met at once, and warps of a block.
   template <int kHead, bool kWindowed>
   struct Forward {
-    static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kHead > 64 ? 32 : 64, kWarps = 4;
+    static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kHead > 64 ? 32 : 64;
+    static constexpr int kStep = kWindowed ? 32 : kN, kWarps = 4;
   };
   /// Own rows, others and warps of a block.
   template <int kHead>

@@ -192,6 +192,8 @@ __device__ __forceinline__ int fragment_column() { return lane_of_thread() % 4 *
 template <class T, int kHead, int kBands, bool kKept>
 class LeftSide {
  public:
+  static constexpr bool kInRegisters = kKept;
+
   __device__ __forceinline__ LeftSide(const T* tile, int row) : tile_(tile), row_(row) {
     if constexpr (kKept)
 #pragma unroll
@@ -223,7 +225,8 @@ template <class Chip, class T, int kHead, int kBands, int kN, class Left>
 __device__ __forceinline__ void multiply_by_rows(Sums<kBands, kN>& sums, const Left& a, const T* b) {
   sums.clear();
   const int lane = lane_of_thread();
-#pragma unroll
+  constexpr int kAtOnce = Left::kInRegisters ? kHead / 16 : 2;  // the addresses of more would take registers
+#pragma unroll kAtOnce
   for (int k = 0; k < kHead / 16; ++k) {
     uint32_t left[kBands][4];
 #pragma unroll
