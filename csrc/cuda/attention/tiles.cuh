@@ -225,8 +225,8 @@ template <class Chip, class T, int kHead, int kBands, int kN, class Left>
 __device__ __forceinline__ void multiply_by_rows(Sums<kBands, kN>& sums, const Left& a, const T* b) {
   sums.clear();
   const int lane = lane_of_thread();
-  constexpr int kAtOnce = Left::kInRegisters ? kHead / 16 : 2;  // the addresses of more would take registers
-#pragma unroll kAtOnce
+// Where the left side is in shared memory, the addresses of more steps would take the registers that it left.
+#pragma unroll(Left::kInRegisters ? kHead / 16 : 2)
   for (int k = 0; k < kHead / 16; ++k) {
     uint32_t left[kBands][4];
 #pragma unroll
