@@ -170,7 +170,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "layer_norm": (
         _triton(range(1, 4097)),
-        _cuda(widths=range(1, 32769), cannot=("mixed dtypes",)),
+        _cuda(widths=range(1, 8193), cannot=("mixed dtypes",)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
