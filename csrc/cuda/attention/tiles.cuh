@@ -26,6 +26,7 @@ __device__ __forceinline__ T* of_head(const MutablePlane& plane, index_t head) {
 template <class T>
 __device__ __forceinline__ void clear_row(T* plane, index_t stride, index_t t, int D) {
   const uint32_t zeros[4] = {};
+#pragma unroll 1
   for (int d = 0; d < D; d += kPerVector)
     store_16<uint32_t>(reinterpret_cast<uint32_t*>(plane + t * stride + d), zeros);
 }
