@@ -94,7 +94,9 @@ class Row:
             if call.capability is None or call.capability >= capability or dtype not in (None, *call.dtypes):
                 continue
             needed, found = (".".join(map(str, pair)) for pair in (capability, call.capability))
-            no.append(f"needs compute capability {needed} or later{f' for {_short(dtype)}' if dtype else ''}, not {found}")
+            no.append(
+                f"needs compute capability {needed} or later{f' for {_short(dtype)}' if dtype else ''}, not {found}"
+            )
         if strange := call.dtypes - set(self.dtypes):
             no.append(f"does not take {', '.join(sorted(_short(d) for d in strange))}")
         if self.widths is not None and call.width not in self.widths:

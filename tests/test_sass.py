@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels, read without a GPU: the instructions that they are written for, and no spills."""
+"""What nvcc makes of the CUDA kernels, without a GPU: the instructions that they are written for, and no spills."""
 
 import importlib.util
 import re

@@ -59,19 +59,35 @@ def environment(built) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
-def test_op_tests_on_the_executor(environment):
-    """All that tests/ops asks of the cuda rows, and test_kernels.py; a skip counts as a failure."""
-    # gradcheck is for rows that take float64; tails touch pages that ASan watches already.
-    which = "(cuda-cpu or test_kernels) and not test_gradients"
+def passed_on_the_executor(environment: dict[str, str], which: str, *what: object, **more: str) -> int:
+    """How many of the tests `which` passed; a skip counts as a failure."""
     done = run(
         sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda",
-        "-k", which, ROOT / "tests" / "ops", SIMT / "test_kernels.py", **environment,
+        "-k", which, *what, **environment, **more,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
     last = done.stdout.strip().splitlines()[-1]
     assert "passed" in last and "skipped" not in last
-    assert int(re.search(r"(\d+) passed", last)[1]) > 500
+    return int(re.search(r"(\d+) passed", last)[1])
+
+
+@pytest.mark.slow
+def test_op_tests_on_the_executor(environment):
+    """All that tests/ops asks of the cuda rows, and test_kernels.py."""
+    # gradcheck is for rows that take float64; tails touch pages that ASan watches already.
+    which = "(cuda-cpu or test_kernels) and not test_gradients and not attention"
+    assert passed_on_the_executor(environment, which, ROOT / "tests" / "ops", SIMT / "test_kernels.py") > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip, dtypes, least", [("80", "cuda-cpu", 140), ("75", "(cuda-cpu and not bfloat16)", 90)])
+def test_attention_on_the_executor(environment, chip, dtypes, least):
+    """All that tests/ops asks of attention, but for batches of many tokens, of each family of chips."""
+    which = f"({dtypes} or test_attention_kernels) and attention and not test_gradients"
+    files = [ROOT / "tests" / "ops" / f"test_{name}.py" for name in ("attention", "contract")]
+    kernels = [SIMT / "test_attention_kernels.py"] if chip == "80" else []  # they name their chips themselves
+    passed = passed_on_the_executor(environment, which, "-m", "not heavy", *files, *kernels, MODERNBERT_FAST_SM=chip)
+    assert passed >= least
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,6 @@
 #include <instructions.cuh>
 #include "../launch.cuh"
 
-#include <type_traits>
-
 #include "mask.cuh"
 #include "params.h"
 #include "rotary.cuh"
@@ -233,12 +231,7 @@ template <class Chip, class T>
 void attention_backward(AttentionBackward args, cudaStream_t stream) {
   const AttentionGeometry& g = args.geometry;
   if (turns_beforehand(g)) turn_beforehand<T>(g, args.q, args.k, 2, args.turned_qk, stream);
-  if (g.D <= 32)
-    launch_backward<Chip, T, 32>(args, stream);
-  else if (g.D <= 64)
-    launch_backward<Chip, T, 64>(args, stream);
-  else
-    launch_backward<Chip, T, 128>(args, stream);
+  with_head_of_tiles(g.D, [&](auto head) { launch_backward<Chip, T, decltype(head)::value>(args, stream); });
 }
 
 }  // namespace modernbert_fast::cuda

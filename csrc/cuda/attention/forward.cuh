@@ -7,8 +7,6 @@
 #include <instructions.cuh>
 #include "../launch.cuh"
 
-#include <type_traits>
-
 #include "mask.cuh"
 #include "params.h"
 #include "rotary.cuh"
@@ -124,12 +122,7 @@ template <class Chip, class T>
 void attention_forward(AttentionForward args, cudaStream_t stream) {
   const AttentionGeometry& g = args.geometry;
   if (turns_beforehand(g)) turn_beforehand<T>(g, args.k, args.k, 1, args.turned_k, stream);
-  if (g.D <= 32)
-    launch_forward<Chip, T, 32>(args, stream);
-  else if (g.D <= 64)
-    launch_forward<Chip, T, 64>(args, stream);
-  else
-    launch_forward<Chip, T, 128>(args, stream);
+  with_head_of_tiles(g.D, [&](auto head) { launch_forward<Chip, T, decltype(head)::value>(args, stream); });
 }
 
 }  // namespace modernbert_fast::cuda

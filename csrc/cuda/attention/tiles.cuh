@@ -6,6 +6,8 @@
 #pragma once
 
 #include <instructions.cuh>
+
+#include <type_traits>
 #include "../warp.cuh"
 
 #include "params.h"
@@ -20,6 +22,14 @@ __device__ __forceinline__ const T* of_head(const Plane& plane, index_t head) {
 template <class T>
 __device__ __forceinline__ T* of_head(const MutablePlane& plane, index_t head) {
   return static_cast<T*>(plane.data) + head * plane.stride_h;
+}
+
+/// body(std::integral_constant<int, kHead>()), kHead columns being those that tiles have for heads of D.
+template <class Body>
+void with_head_of_tiles(int D, const Body& body) {
+  if (D <= 32) return body(std::integral_constant<int, 32>());
+  if (D <= 64) return body(std::integral_constant<int, 64>());
+  body(std::integral_constant<int, 128>());
 }
 
 /// Zeros in the row t of one head.
