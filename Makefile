@@ -5,6 +5,8 @@
 #   test       lint, then the tests
 #   lint       ruff, mypy, clang-format, the rules of tools/lint.py
 #   lint-kernels   compiles every Triton kernel for every chip, without a GPU: none may spill (five minutes)
+#   lint-cuda  compiles the CUDA kernels for every GPU, without one, and reads registers and instructions (five minutes)
+#   wheel      dist/*.whl with the CPU ops and the CUDA ops of every GPU; MODERNBERT_FAST_CUDA_ARCHS=80 for some
 #   bench      the benchmark suite in small sizes
 #   bench-rivals   installs ONNX Runtime and OpenVINO too, then the encoder against them all (takes an hour)
 #   test-gpu, bench-gpu   the same on the GPU of this machine; no skip counts as a pass
@@ -29,7 +31,7 @@ NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find modernbert_fast kernels -name '*.py')
 export PATH := $(BIN):$(PATH)
 
-.PHONY: build demo test lint lint-kernels bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize clean
+.PHONY: build demo test lint lint-kernels lint-cuda wheel bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -60,10 +62,25 @@ lint: build
 	@$(BIN)/python tools/lint.py
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	@$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 lint-kernels: build
 	@env -u TRITON_INTERPRET $(BIN)/python benchmarks/run.py compile_report
+
+build/cuda/.built: $(VENV)/.packages $(NATIVE)
+	@echo "building $(@D) for every architecture"
+	@cmake -S . -B $(@D)/cmake -G Ninja -DMODERNBERT_FAST_CPU=OFF -DMODERNBERT_FAST_CUDA=ON \
+	  -DPython_EXECUTABLE=$(BIN)/python -DMODERNBERT_FAST_OUTPUT=$(CURDIR)/$(@D) > $(@D).log
+	@time cmake --build $(@D)/cmake --parallel $$(nproc) >> $(@D).log
+	@touch $@
+
+lint-cuda: build build/cuda/.built
+	@$(BIN)/python tools/lint_cuda.py build/cuda/_ops_cuda.so
+
+wheel: build
+	@MODERNBERT_FAST_CUDA=1 MODERNBERT_FAST_CUDA_ARCHS=$${MODERNBERT_FAST_CUDA_ARCHS:-all} $(BIN)/python -m pip wheel -v \
+	  --no-build-isolation --no-deps --wheel-dir dist . > build/wheel.log 2>&1 || { tail -50 build/wheel.log; exit 1; }
+	@grep -oE "modernbert-fast: .*" build/wheel.log; ls -s -h dist/*.whl
 
 test: lint
 	@MALLOC_PERTURB_=128 OMP_WAIT_POLICY=passive timeout 2700 $(BIN)/python -m pytest -q

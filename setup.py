@@ -6,7 +6,7 @@ modernbert_fast/_build_info.json for `modernbert-fast info`.
     MODERNBERT_FAST_SKIP_BUILD=1    the pure Python and Triton package
     MODERNBERT_FAST_CUDA=0          no CUDA operators
     MODERNBERT_FAST_CUDA=1          fail without them; by default they need nvcc and a torch with CUDA
-    MODERNBERT_FAST_CUDA_ARCHS      such as "90a" or "80;86"; default: this machine's GPUs, else all supported
+    MODERNBERT_FAST_CUDA_ARCHS      such as "90a" or "80;86", or "all"; default: this machine's GPUs, else all
     CC, CXX, CUDA_HOME, MAX_JOBS    as usual, and so is CMAKE_ARGS: more options for CMake
 """
 
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -112,7 +113,7 @@ def cuda_archs() -> str:
     """Asked for, else those of the GPUs at hand, else all that are supported."""
     archs = os.environ.get("MODERNBERT_FAST_CUDA_ARCHS")
     if archs:
-        return archs
+        return ALL_CUDA_ARCHS if archs == "all" else archs
     try:
         found = run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").split()
     except CannotBuild:
@@ -196,7 +197,8 @@ def build_native(output: Path) -> None:
         try:
             if SKIP_BUILD:
                 raise CannotBuild("MODERNBERT_FAST_SKIP_BUILD=1")
-            reason, built = build(output, info), True
+            began = time.monotonic()
+            reason, built = f"{build(output, info)} in {time.monotonic() - began:.0f} s", True
         except CannotBuild as error:
             print(error.log, end="", file=sys.stderr)
             if part == forced:

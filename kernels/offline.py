@@ -94,13 +94,17 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, former)
 
 
+def cuobjdump(*arguments: str) -> str:
+    """What NVIDIA's reader of binaries, which comes with Triton, prints."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
+
+
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread, and bytes of its stack and local memory."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        printed = cuobjdump("--dump-resource-usage", file.name)
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", printed)[1]) for key in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
     return registers, stack + local

@@ -50,13 +50,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An interpreted row takes about a millisecond for what a program of a GPU does in a microsecond."""
-    skip = pytest.mark.skip(reason="too much work for Triton's interpreter")
+    skip = pytest.mark.skip(reason="too much work for kernels that are interpreted")
     for item in items:
         params = getattr(item, "callspec", None) and item.callspec.params
         if (
             item.get_closest_marker("heavy")
             and params
-            and params.get("backend") == "triton"
+            and params.get("backend") in ("triton", "cuda")
             and params["device"] == "cpu"
         ):
             item.add_marker(skip)

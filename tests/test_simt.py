@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from modernbert_fast import dispatch, library
+
 ROOT = Path(__file__).resolve().parents[1]
 SIMT = ROOT / "tests" / "simt"
 BUILD = ROOT / "build" / "simt"
@@ -103,6 +105,21 @@ def test_bug_is_seen(answers, name):
     without, with_bug = answers[name]
     assert without == "passed"
     assert re.search("AssertionError|RuntimeError|AddressSanitizer|runtime error|ended without", with_bug), with_bug
+
+
+@pytest.mark.parametrize("op", bugs.OPS)
+def test_who_gets_the_cuda_row(monkeypatch, op):
+    """GPUs from Turing on; a CPU tensor only where the row is forced and the host runs it."""
+    (row,) = (row for row in dispatch.TABLE[op] if row.backend == "cuda")
+    call = dispatch.Call("cuda", frozenset({torch.bfloat16}), 768, capability=(7, 5))
+    assert not [why for why in row.objections(op, call) if "_ops_cuda" not in why]
+    assert row.objections(op, call._replace(capability=(7, 0))) == ["needs compute capability 7.5 or later, not 7.0"]
+    on_cpu = call._replace(device="cpu", capability=None)
+    monkeypatch.setattr(library, "CUDA_ON_HOST", "")
+    assert row.objections(op, on_cpu, forced=True) == ["runs on cuda, not on cpu"]
+    monkeypatch.setattr(library, "CUDA_ON_HOST", "somewhere")
+    assert row.objections(op, on_cpu) == ["runs on cuda, not on cpu"]
+    assert "runs on cuda" not in str(row.objections(op, on_cpu, forced=True))
 
 
 PROBES = {  # what probe.cu holds, and what the executor must say of it

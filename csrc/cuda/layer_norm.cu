@@ -28,6 +28,10 @@ struct Team {
   float* shared;
   int warps;
 
+  __device__ int warp() const { return warp_of_thread() % warps; }
+  __device__ int number() const { return warp_of_thread() / warps; }
+  __device__ int of_block() const { return blockDim.x / kWarp / warps; }
+
   /// Slots take turns: between two uses of one lies a sum in another slot, so that nobody still reads it.
   __device__ float sum(float value, int slot) const {
     value = warp_sum(value);
@@ -41,12 +45,14 @@ struct Team {
 };
 constexpr int kTeamBytes = 4 * kMostWarps * sizeof(float);  // four slots
 
-/// body(c, i): for each pack of columns of this thread its first column, and where it stands among the held ones.
+/// body(c, at): for each pack of columns of this lane its first column, and where it stands among the held elements.
+/// A warp has kColumns columns in one piece, so that all offsets but the first are known to the compiler.
 template <int kPack, class Body>
-__device__ __forceinline__ void for_columns(int C, int team_thread, int team_threads, const Body& body) {
+__device__ __forceinline__ void for_columns(int C, const Team& team, const Body& body) {
+  const int first = team.warp() * kColumns + lane_of_thread() * kPack;
 #pragma unroll
   for (int i = 0; i < kHeld / kPack; ++i) {
-    const int c = (i * team_threads + team_thread) * kPack;
+    const int c = first + i * kWarp * kPack;
     if (c < C) body(c, i * kPack);
   }
 }
@@ -75,22 +81,22 @@ __device__ __forceinline__ int64_t row_of(const ForwardArgs<X>& a, int64_t t) {
   return id < 0 || id >= a.x_rows ? -1 : id;
 }
 
+// One block a multiprocessor is asked for, though more fit: else ptxas spills on sm_120 to fit one more.
+
 /// X: of x; S: of the stream, that is of residual, sum and y; W: of weight and bias.
 template <class X, class S, class W, int kPack>
-__global__ void __launch_bounds__(kMostWarps* kWarp)
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     layer_norm_forward_kernel(const __grid_constant__ ForwardArgs<X> a, int warps_per_row) {
   const Team team = {reinterpret_cast<float*>(shared_memory()), warps_per_row};
-  const int rows_per_block = blockDim.x / kWarp / warps_per_row;
-  const int team_threads = warps_per_row * kWarp, team_thread = threadIdx.x % team_threads;
+  const int64_t teams = team.of_block();
   const auto* residual = static_cast<const S*>(a.residual);
   const auto* weight = static_cast<const W*>(a.weight);
   const auto* bias = static_cast<const W*>(a.bias);
   const int C = a.C;
-  for (int64_t t = blockIdx.x * int64_t{rows_per_block} + threadIdx.x / team_threads; t < a.rows;
-       t += gridDim.x * int64_t{rows_per_block}) {
+  for (int64_t t = blockIdx.x * teams + team.number(); t < a.rows; t += gridDim.x * teams) {
     const int64_t source = row_of(a, t);
     float row[kHeld], total = 0;
-    for_columns<kPack>(C, team_thread, team_threads, [&](int c, int at) {
+    for_columns<kPack>(C, team, [&](int c, int at) {
       X x[kPack] = {};
       if (source >= 0) load(x, a.x + source * a.x_stride + c);
       if (residual == nullptr) {
@@ -113,7 +119,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
     // The fp32 mean of an offset row is off by an ulp of the offset, which can exceed the spread: correct it.
     const float mean = team.sum(total, 0) / C;
     float centred = 0;
-    for_columns<kPack>(C, team_thread, team_threads, [&](int, int at) {
+    for_columns<kPack>(C, team, [&](int, int at) {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
         row[at + i] -= mean;
@@ -122,7 +128,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
     });
     const float correction = team.sum(centred, 1) / C;
     float squares = 0;
-    for_columns<kPack>(C, team_thread, team_threads, [&](int, int at) {
+    for_columns<kPack>(C, team, [&](int, int at) {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
         row[at + i] -= correction;
@@ -131,7 +137,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
     });
     const float rstd = 1 / sqrtf(team.sum(squares, 2) / C + a.eps);
 
-    for_columns<kPack>(C, team_thread, team_threads, [&](int c, int at) {
+    for_columns<kPack>(C, team, [&](int c, int at) {
       W w[kPack], b[kPack];
       if (weight != nullptr) load(w, weight + c);
       if (bias != nullptr) load(b, bias + c);
@@ -145,7 +151,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
       }
       store(static_cast<S*>(a.y) + t * C + c, y);
     });
-    if (team_thread == 0) {
+    if (team.warp() == 0 && lane_of_thread() == 0) {
       a.mean[t] = mean + correction;
       a.rstd[t] = rstd;
     }
@@ -166,12 +172,11 @@ struct BackwardArgs {
 
 /// Adds what the teams of a block hold, team after team, and writes it as the block's partial sum.
 template <int kPack>
-__device__ void write_partial(const float (&held)[kHeld], float* partial, int C, int team, int teams, int team_thread,
-                              int team_threads) {
+__device__ void write_partial(const float (&held)[kHeld], float* partial, int C, const Team& team) {
   float* sums = reinterpret_cast<float*>(shared_memory() + kTeamBytes);
-  for (int turn = 0; turn < teams; ++turn) {
-    if (team == turn)
-      for_columns<kPack>(C, team_thread, team_threads, [&](int c, int at) {
+  for (int turn = 0; turn < team.of_block(); ++turn) {
+    if (team.number() == turn)
+      for_columns<kPack>(C, team, [&](int c, int at) {
 #pragma unroll
         for (int i = 0; i < kPack; ++i) sums[c + i] = held[at + i] + (turn > 0 ? sums[c + i] : 0);
       });
@@ -182,23 +187,24 @@ __device__ void write_partial(const float (&held)[kHeld], float* partial, int C,
 }
 
 template <class T, class W, int kPack, bool kBias>
-__global__ void __launch_bounds__(kMostWarps* kWarp)
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     layer_norm_backward_kernel(const __grid_constant__ BackwardArgs<T> a, int warps_per_row) {
   const Team team = {reinterpret_cast<float*>(shared_memory()), warps_per_row};
-  const int team_threads = warps_per_row * kWarp, team_thread = threadIdx.x % team_threads;
-  const int teams = blockDim.x / team_threads, own_team = threadIdx.x / team_threads;
+  const int64_t teams = team.of_block();
   const auto* weight = static_cast<const W*>(a.weight);
   const int C = a.C;
+  // One element at a time takes more registers for addresses: dy is then read twice.
+  constexpr bool kHoldsGradient = kPack > 1;
   float dweight[kHeld] = {}, dbias[kBias ? kHeld : 1] = {};
 
-  for (int64_t t = blockIdx.x * int64_t{teams} + own_team; t < a.rows; t += gridDim.x * int64_t{teams}) {
+  for (int64_t t = blockIdx.x * teams + team.number(); t < a.rows; t += gridDim.x * teams) {
     // The saved mean is one fp32 number: what rounding it lost is in the mean of x - mean.
     const float mean = a.mean[t], rstd = a.rstd[t];
-    T x[kHeld], g[kHeld];
+    T x[kHeld], g[kHoldsGradient ? kHeld : kPack];
     float centred = 0;
-    for_columns<kPack>(C, team_thread, team_threads, [&](int c, int at) {
+    for_columns<kPack>(C, team, [&](int c, int at) {
       load(reinterpret_cast<T(&)[kPack]>(x[at]), a.x + t * a.x_stride + c);
-      load(reinterpret_cast<T(&)[kPack]>(g[at]), a.dy + t * a.dy_stride + c);
+      if constexpr (kHoldsGradient) load(reinterpret_cast<T(&)[kPack]>(g[at]), a.dy + t * a.dy_stride + c);
 #pragma unroll
       for (int i = 0; i < kPack; ++i) centred += to_float(x[at + i]) - mean;
     });
@@ -206,29 +212,33 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
 
     float dnormed_sum = 0, projection = 0;
     const auto normed_of = [&](T value) { return (to_float(value) - mean - correction) * rstd; };
-    const auto for_gradients = [&](const auto& body) {  // body(c, at, dnormed of the pack)
-      for_columns<kPack>(C, team_thread, team_threads, [&](int c, int at) {
+    const auto for_gradients = [&](const auto& body) {  // body(c, at, dy of the pack, dnormed of the pack)
+      for_columns<kPack>(C, team, [&](int c, int at) {
         W w[kPack];
         if (weight != nullptr) load(w, weight + c);
-        float dnormed[kPack];
+        if constexpr (!kHoldsGradient) load(g, a.dy + t * a.dy_stride + c);
+        float gradient[kPack], dnormed[kPack];
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) dnormed[i] = to_float(g[at + i]) * (weight != nullptr ? to_float(w[i]) : 1);
-        body(c, at, dnormed);
+        for (int i = 0; i < kPack; ++i) {
+          gradient[i] = to_float(g[kHoldsGradient ? at + i : i]);
+          dnormed[i] = gradient[i] * (weight != nullptr ? to_float(w[i]) : 1);
+        }
+        body(c, at, gradient, dnormed);
       });
     };
-    for_gradients([&](int, int at, const float (&dnormed)[kPack]) {
+    for_gradients([&](int, int at, const float (&gradient)[kPack], const float (&dnormed)[kPack]) {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
         const float normed = normed_of(x[at + i]);
         dnormed_sum += dnormed[i];
         projection += dnormed[i] * normed;
-        dweight[at + i] += to_float(g[at + i]) * normed;
-        if constexpr (kBias) dbias[at + i] += to_float(g[at + i]);
+        dweight[at + i] += gradient[i] * normed;
+        if constexpr (kBias) dbias[at + i] += gradient[i];
       }
     });
     const float mean_dnormed = team.sum(dnormed_sum, 1) / C, mean_projection = team.sum(projection, 2) / C;
 
-    for_gradients([&](int c, int at, const float (&dnormed)[kPack]) {
+    for_gradients([&](int c, int at, const float (&)[kPack], const float (&dnormed)[kPack]) {
       T dsum[kPack], dx[kPack];
       if (a.dsum != nullptr) load(dsum, a.dsum + t * a.dsum_stride + c);
 #pragma unroll
@@ -241,8 +251,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
     });
   }
 
-  if (a.dweight != nullptr) write_partial<kPack>(dweight, a.dweight, C, own_team, teams, team_thread, team_threads);
-  if constexpr (kBias) write_partial<kPack>(dbias, a.dbias, C, own_team, teams, team_thread, team_threads);
+  if (a.dweight != nullptr) write_partial<kPack>(dweight, a.dweight, C, team);
+  if constexpr (kBias) write_partial<kPack>(dbias, a.dbias, C, team);
 }
 
 /// partial (partials, C) -> total (C,): a block for 32 columns, its warps share the rows and meet in shared memory.

@@ -277,9 +277,10 @@ __device__ __forceinline__ void add_product(Sums<kBands, kHead>& sums, const Sum
   }
 }
 
-/// Rounds the sums of a warp's rows into a tile, from `row`.
+/// Rounds the sums of a warp's rows into a tile, from `row`. No other warp has read these rows.
 template <class T, int kHead, int kBands>
 __device__ __forceinline__ void store_sums(const Sums<kBands, kHead>& sums, T* tile, int row) {
+  sync_warp();
 #pragma unroll
   for (int band = 0; band < kBands; ++band)
 #pragma unroll
