@@ -152,7 +152,8 @@ def _replaced(text: str, stands: str, wrong: str, name: str) -> str:
 def copies(file: str) -> dict[str, str]:
     """The files that a bug in `file` is compiled from, by name, made smaller to compile faster."""
     if file.startswith("attention/"):
-        texts = {path.name: path.read_text() for path in (CSRC / "cuda" / "attention").iterdir()}
+        folder = CSRC / "cuda" / "attention"
+        texts = {path.name: path.read_text() for path in folder.iterdir() if path.name != "attention.cu"}
         for name, stands, smaller in NARROWED:
             texts[name] = _replaced(texts[name], stands, smaller, name)
         return texts
