@@ -92,11 +92,13 @@ struct BackwardBlock : Chip::template Backward<kHead> {
   using Statistics = RowStatistics<Shape::kN>;
   static constexpr int kElements = 2 * Shape::kM * kHead + Met::kElements;
   static constexpr int kBytes = kElements * sizeof(T) + (kOfKeys ? Statistics::kFloats : Shape::kM) * sizeof(float);
+  static constexpr int kResident = 1;  // as in forward.cuh
   static_assert(kBytes <= Chip::kMostShared, "more shared memory than the chip has");
 };
 
 template <class Chip, class T, int kHead, bool kOfKeys>
-__global__ void __launch_bounds__(BackwardBlock<Chip, T, kHead, kOfKeys>::kThreads)
+__global__ void __launch_bounds__(BackwardBlock<Chip, T, kHead, kOfKeys>::kThreads,
+                                  BackwardBlock<Chip, T, kHead, kOfKeys>::kResident)
     backward_kernel(const AttentionBackward args) {
   using Block = BackwardBlock<Chip, T, kHead, kOfKeys>;
   constexpr int kM = Block::kM, kN = Block::kN, kBands = Block::kBands;

@@ -16,20 +16,25 @@
 
 namespace modernbert_fast::cuda {
 
+constexpr int kStep = 32;  // twice as many spill where a warp has 32 rows, and under a window fewer can be passed over
+
 template <class Chip, class T, int kHead, bool kWindowed>
 struct ForwardBlock : Chip::template Forward<kHead, kWindowed> {
   using Shape = typename Chip::template Forward<kHead, kWindowed>;
   static constexpr int kThreads = Shape::kWarps * kWarp, kBands = Shape::kM / Shape::kWarps / 16;
   using Keys = typename Chip::template Stream<T, kHead, Shape::kN, kThreads>;
   static constexpr int kBytes = (Shape::kM * kHead + Keys::kElements) * sizeof(T);
+  // Blocks a multiprocessor that registers leave room for: without a number ptxas spills for one more.
+  static constexpr int kResident = kWindowed && kHead <= 64 ? 3 : 2;
   static_assert(kBytes <= Chip::kMostShared, "more shared memory than the chip has");
 };
 
 template <class Chip, class T, int kHead, bool kWindowed>
-__global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThreads)
+__global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThreads,
+                                  ForwardBlock<Chip, T, kHead, kWindowed>::kResident)
     forward_kernel(const AttentionForward args) {
   using Block = ForwardBlock<Chip, T, kHead, kWindowed>;
-  constexpr int kM = Block::kM, kN = Block::kN, kStep = Block::kStep, kBands = Block::kBands;
+  constexpr int kM = Block::kM, kN = Block::kN, kBands = Block::kBands;
   const AttentionGeometry& g = args.geometry;
   const index_t head = blockIdx.y;
   T* const o_plane = of_head<T>(args.o, head);
@@ -60,12 +65,6 @@ __global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThre
   const int own_row = warp_of_thread() * 16 * kBands, first = rows.first + own_row;
   const LeftSide<T, kHead, kBands, true> q(tile, own_row);
   const Mask mask(g, rows.end);
-  int places[kBands][2];
-#pragma unroll
-  for (int band = 0; band < kBands; ++band)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) places[band][half] = mask.place(first + 16 * band + 8 * half + fragment_row());
-
   // Queries have taken the sign of the scale. A scale of nothing stays above zero, which -inf may not be multiplied by.
   OnlineSoftmax<kBands> softmax(fmaxf(fabsf(g.scale) * kLog2E, 1e-30f));
   Sums<kBands, kHead> o;
@@ -80,6 +79,12 @@ __global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThre
       Sums<kBands, kStep> scores;
       multiply_by_rows<Chip, T, kHead>(scores, q, keys.x() + step * kHead);
       if (!mask.template is_open<16 * kBands, kStep>(first, n1)) {
+        int places[kBands][2];
+#pragma unroll
+        for (int band = 0; band < kBands; ++band)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            places[band][half] = mask.place(first + 16 * band + 8 * half + fragment_row());
 #pragma unroll
         for (int column = 0; column < kStep / 4; ++column) {
           const int n = n1 + column / 2 * 8 + column % 2 + fragment_column(), at_n = mask.place(n);

@@ -49,10 +49,10 @@ struct Sm75 {
     StagedRows<T, kHead, kRows, kThreads> x_, y_;
   };
 
-  /// Queries, keys that are brought, keys that are met at once, and warps of a block.
+  /// Queries, keys that are brought at once, and warps of a block.
   template <int kHead, bool kWindowed>
   struct Forward {
-    static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kWindowed && kHead <= 64 ? 64 : 32, kStep = 32;
+    static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kWindowed && kHead <= 64 ? 64 : 32;
     static constexpr int kWarps = 4;
   };
   /// Own rows, others and warps of a block.

@@ -67,11 +67,11 @@ struct Sm80 {
     int stage_, first_;
   };
 
-  /// Queries, keys that are brought, keys that are met at once, and warps of a block.
+  /// Queries, keys that are brought at once, and warps of a block.
   template <int kHead, bool kWindowed>
   struct Forward {
     static constexpr int kM = kWindowed || kHead > 64 ? 64 : 128, kN = kHead > 64 ? 32 : 64;
-    static constexpr int kStep = kWindowed ? 32 : kN, kWarps = 4;
+    static constexpr int kWarps = 4;
   };
   /// Own rows, others and warps of a block.
   template <int kHead>
