@@ -4,7 +4,7 @@
 #   demo       build, then `modernbert-fast demo`
 #   test       lint, then the tests
 #   lint       ruff, mypy, clang-format, the rules of tools/lint.py
-#   lint-kernels   compiles every Triton kernel for every chip, without a GPU: none may spill (five minutes)
+#   lint-kernels   compiles every Triton kernel for every chip, without a GPU: none may spill (five to ten minutes)
 #   lint-cuda  compiles the CUDA kernels for every GPU, without one, and reads registers and instructions (five minutes)
 #   wheel      dist/*.whl with the CPU ops and the CUDA ops of every GPU; MODERNBERT_FAST_CUDA_ARCHS=80 for some
 #   bench      the benchmark suite in small sizes
@@ -69,9 +69,10 @@ lint-kernels: build
 
 build/cuda/.built: $(VENV)/.packages $(NATIVE)
 	@echo "building $(@D) for every architecture"
-	@cmake -S . -B $(@D)/cmake -G Ninja -DMODERNBERT_FAST_CPU=OFF -DMODERNBERT_FAST_CUDA=ON \
+	@mkdir -p $(@D) && cmake -S . -B $(@D)/cmake -G Ninja -DMODERNBERT_FAST_CPU=OFF -DMODERNBERT_FAST_CUDA=ON \
 	  -DPython_EXECUTABLE=$(BIN)/python -DMODERNBERT_FAST_OUTPUT=$(CURDIR)/$(@D) > $(@D).log
-	@time cmake --build $(@D)/cmake --parallel $$(nproc) >> $(@D).log
+	@began=$$(date +%s); cmake --build $(@D)/cmake --parallel $$(nproc) >> $(@D).log && \
+	  echo "in $$(($$(date +%s) - began)) s"
 	@touch $@
 
 lint-cuda: build build/cuda/.built

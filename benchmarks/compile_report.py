@@ -15,7 +15,8 @@ import torch
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 CHIPS = (75, 80, 86, 89, 90, 100, 120)
-MULTIPLY = ("attention", "maxsim", "cross_entropy")  # not offered below sm_80, where Triton has no tensor cores
+# Not offered below sm_80, where Triton has no tensor cores; and of their kernels the one that does not multiply.
+MULTIPLY, GATHERS = ("attention", "maxsim"), "maxsim.bwd_q_kernel"
 PRODUCTS = {8: "mma", 9: "wgmma", 10: "tcgen05", 12: "mma"}
 T = 192
 
@@ -65,8 +66,30 @@ def attention(kernels: Any, dtype: torch.dtype, D: int, window: int, holes: bool
     kernels.backward(o, qkv, o, lse, *geometry)
 
 
+def padding(kernels: Any) -> None:
+    bounds, indices = torch.tensor([0, T], dtype=torch.int32), torch.arange(T)
+    kernels.tiles(bounds, T, 64)
+    for dtype in (torch.bool, torch.int64):
+        kernels.plan(torch.zeros(4, T, dtype=dtype))
+    for C, dtype in ((768, BF16), (5, torch.uint8), (1, torch.int64)):
+        kernels.pad(torch.zeros(T, C, dtype=dtype), indices, T)
+
+
+def maxsim(kernels: Any, dtype: torch.dtype, D: int, pairwise: bool) -> None:
+    x, bounds = torch.zeros(T, D, dtype=dtype), torch.tensor([0, T // 2, T], dtype=torch.int32)
+    scores, argmax = kernels.forward(x, x, bounds, bounds, pairwise)
+    kernels.backward(scores, x, x, bounds, bounds, argmax, pairwise)
+
+
+def cross_entropy(kernels: Any, dtype: torch.dtype, V: int) -> None:
+    x, weight, labels = torch.zeros(T, 8, dtype=dtype), torch.zeros(V, 8, dtype=dtype), torch.zeros(T).long()
+    loss, lse = kernels.forward(x, weight, None, labels, -100)
+    kernels.backward(loss, x, weight, None, labels, lse, -100, True, True, True)
+
+
 def cases(short: bool) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
     """Op, what is asked, and the call: ModernBERT-base in bf16, and unless `short` large, all dtypes and head dims."""
+    yield "padding", "", padding
     for dtype in (BF16,) if short else (BF16, F16, F32):
         name = str(dtype).removeprefix("torch.")
         for C in (768,) if short else (768, 1024, 4096):
@@ -74,6 +97,11 @@ def cases(short: bool) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
             yield "pooling", f"{name} {C}", lambda k, dtype=dtype, C=C: pooling(k, dtype, C)
         for F in (1152,) if short else (1152, 2624):
             yield "geglu", f"{name} {F}", lambda k, dtype=dtype, F=F: geglu(k, dtype, F)
+        for V in (50368,) if short else (50368, 1000):
+            yield "cross_entropy", f"{name} {V}", lambda k, dtype=dtype, V=V: cross_entropy(k, dtype, V)
+        for D, pairwise in ((128, False),) if short else ((128, False), (128, True), (64, False), (768, False)):
+            title = f"{name} 1x{D}{' pairs' if pairwise else ''}"
+            yield "maxsim", title, lambda k, dtype=dtype, D=D, p=pairwise: maxsim(k, dtype, D, p)
         for D in (64,) if short else (32, 64, 128):
             yield "rope", f"{name} 1x{D}", lambda k, dtype=dtype, D=D: rope(k, dtype, D)
             for window in (-1, 64):
@@ -92,7 +120,7 @@ def faults(kernel: Any, case: str) -> list[str]:
         found.append(f"spills {kernel.spilled} bytes")
     if kernel.shared > SHARED_LIMIT[kernel.chip] * 1024:
         found.append(f"takes {kernel.shared} bytes of shared memory")
-    multiplies = kernel.name.startswith(MULTIPLY) and "float32" not in case
+    multiplies = kernel.name.startswith(MULTIPLY) and kernel.name != GATHERS and "float32" not in case
     if multiplies and PRODUCTS[kernel.chip // 10] not in kernel.products:
         found.append(f"does not multiply by {PRODUCTS[kernel.chip // 10]}")
     return found

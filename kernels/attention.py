@@ -15,26 +15,10 @@ import triton.language as tl
 
 from modernbert_fast.kernels import launch, rope
 from modernbert_fast.kernels.rope import rotate, table_rows
+from modernbert_fast.kernels.texts import clear, own_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _text(tiles_ptr, cu_seqlens_ptr, B, T, TILE: tl.constexpr, BLOCK: tl.constexpr):
-    """First row and end of the program's text, inside [0, T], and the program's first row; no rows if it has none.
-
-    Entries of the schedule are TILE rows apart: a larger block takes every so manieth, a smaller one shares an entry.
-    """
-    share: tl.constexpr = TILE // BLOCK if BLOCK < TILE else 1
-    entry = tiles_ptr + (tl.program_id(0) // share).to(tl.int64) * 2
-    text, first = tl.load(entry), tl.load(entry + 1)
-    used = (text >= 0) & (text < B) & (first >= 0) & (first % BLOCK == 0 if BLOCK > TILE else True)
-    text = tl.where(used, text, 0).to(tl.int64)
-    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + text, mask=used, other=0), 0), T)
-    end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + text + 1, mask=used, other=0), start), T)
-    first = start + tl.minimum(first, T - start) + (tl.program_id(0) % share) * BLOCK
-    return start, end, tl.where(used, first, end)
 
 
 @triton.jit
@@ -114,10 +98,12 @@ def _fwd_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_HALF: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    start, end, first = _text(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_M)
+    start, end, first, _ = own_rows(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_M)
+    head = tl.program_id(1).to(tl.int64)
+    clear(o_ptr + head * D, H * D, D, cu_seqlens_ptr, B, T, BLOCK_M, BLOCK_D)
+    clear(lse_ptr + head * T, 1, 1, cu_seqlens_ptr, B, T, BLOCK_M, 1)
     if first >= end:
         return
-    head = tl.program_id(1).to(tl.int64)
     t_m = first.to(tl.int64) + tl.arange(0, BLOCK_M)
     in_m = t_m < end
     d, half = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_HALF)
@@ -165,7 +151,8 @@ def forward(
     turned = positions is not None and not launch.rotates_inside("fwd", qkv, window >= 0)
     if turned:
         k = rope.forward(qkv[:, 1:2], positions, cos, sin)[:, 0]
-    o, lse = qkv.new_empty((T, H, D)), qkv.new_empty((H, T), dtype=torch.float32)
+    o = launch.result(qkv, (T, H, D), tiles)
+    lse = launch.result(qkv, (H, T), tiles, torch.float32)
     tile = launch.attention("fwd", qkv, window >= 0)
     shared, options = _shared(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window, scale)
     launch.start(
@@ -205,7 +192,7 @@ def _bwd_q_kernel(
     v_ptr,  # (T, H, D)
     lse_ptr,  # (H, T) fp32
     delta_ptr,  # (H, T) fp32: do . o, for the other pass
-    dq_ptr,  # (T, H, D)
+    dq_ptr,  # (T, H, D), the first plane of (T, 3, H, D)
     stride_dot, stride_doh, stride_ot, stride_oh, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
     stride_dqt, stride_dqh,
     tiles_ptr,  # (N, 2): text, first row
@@ -219,10 +206,12 @@ def _bwd_q_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_HALF: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    start, end, first = _text(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_M)
+    start, end, first, _ = own_rows(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_M)
+    head = tl.program_id(1).to(tl.int64)
+    for plane in tl.static_range(3):  # dk and dv lie behind dq; their own pass has no registers to spare
+        clear(dq_ptr + (plane * H + head) * D, stride_dqt, D, cu_seqlens_ptr, B, T, BLOCK_M, BLOCK_D)
     if first >= end:
         return
-    head = tl.program_id(1).to(tl.int64)
     t_m = first.to(tl.int64) + tl.arange(0, BLOCK_M)
     in_m = t_m < end
     d, half, HALF = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_HALF), D // 2
@@ -281,7 +270,7 @@ def _bwd_kv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_HALF: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    start, end, first = _text(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_N)
+    start, end, first, _ = own_rows(tiles_ptr, cu_seqlens_ptr, B, T, TILE, BLOCK_N)
     if first >= end:
         return
     head = tl.program_id(1).to(tl.int64)
@@ -333,7 +322,7 @@ def backward(
     turned = positions is not None and not launch.rotates_inside("bwd", qkv, window >= 0)
     if turned:
         q, k = rope.forward(qkv[:, :2], positions, cos, sin).unbind(1)
-    delta, dqkv = torch.empty_like(lse), qkv.new_empty(qkv.shape)
+    delta, dqkv = torch.empty_like(lse), launch.result(qkv, qkv.shape, tiles)
     dq, dk, dv = dqkv.unbind(1)
     shared, options = _shared(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window, scale)
     options["ROTATE"] = positions is not None and not turned

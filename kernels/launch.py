@@ -43,6 +43,11 @@ def dense(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.contiguous()
 
 
+def result(x: torch.Tensor, shape: Any, entries: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A new tensor like `x` for a kernel whose programs stand for `entries`; zeros where there is none to write it."""
+    return (x.new_empty if entries.shape[0] else x.new_zeros)(shape, dtype=dtype or x.dtype)
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
@@ -78,6 +83,16 @@ def persistent(x: torch.Tensor, tiles: int) -> int:
     return min(tiles, 2 * _PROCESSORS.get(capability(x) or (9, 0), 132))
 
 
+# Numbers that a program takes at a time, walking along a row of the mask, a batch's bounds or its tiles.
+LINE = {"BLOCK": 1024, "num_warps": 4}
+
+
+def moves(W: int) -> Rows:
+    """For kernels that move rows of W integers: 1,024 at a time, of one row at most 256."""
+    width = min(256, power_of_two(W))
+    return Rows(1024 // width, width, 4)
+
+
 # 128 columns divide 1,152 and waste 2 % of 2,624; eight elements a thread.
 GEGLU = {"ROWS": 8, "COLUMNS": 128, "num_warps": 4}
 
@@ -86,6 +101,17 @@ def rope(half: int) -> Rows:
     """Halves of heads, about 1,024 elements of each at a time."""
     width = power_of_two(half, 8)
     return Rows(max(1, 1024 // width), width, 4)
+
+
+def logits_rows(V: int) -> int:
+    """Rows whose V logits exist at one time: 2,048 at ModernBERT's 50,368, where a product is long beside a launch."""
+    return max(1, min(2048, 2**27 // max(V, 1)))
+
+
+def logits(V: int) -> Rows:
+    """For kernels that walk along rows of V logits: eight a thread, and few rows at a time, so that L2 holds them."""
+    width = min(4096, power_of_two(V, 16))
+    return Rows(4096 // width, width, 16)
 
 
 TILE = 64  # queries of an entry of the tile schedule
@@ -141,3 +167,23 @@ def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
     Under a window a key is met three times. In the backward that costs registers which mma.sync has not left.
     """
     return windowed and qkv.shape[3] <= 64 and (kind == "fwd" or (capability(qkv) or (9, 0))[0] in (9, 10))
+
+
+# MaxSim: pass -> queries, documents, columns, warps, stages; for rows of up to 128 columns, and wider ones. A query is
+# 32 tokens as a rule, and memory sets the pace. sm_80 and sm_86 spill with three stages on wide rows.
+_MAXSIM = {"fwd": ((32, 64, 128, 4, 3), (32, 64, 64, 4, 2)), "dd": ((32, 64, 128, 4, 3), (32, 64, 128, 4, 3))}
+# In fp32, which multiplies without tensor cores.
+_MAXSIM_FP32 = {kind: ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)) for kind in _MAXSIM}
+
+
+def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
+    """Blocks of the pass "fwd", "dq", which gathers rows and multiplies nothing, or "dd"."""
+    D = q.shape[1]
+    if kind == "dq":
+        return {"BLOCK_N": 16, "BLOCK_D": min(128, power_of_two(D, 16)), "num_warps": 4}
+    table = _MAXSIM_FP32 if capability(q) and q.dtype == torch.float32 else _MAXSIM
+    m, n, columns, warps, stages = table[kind][D > 128]
+    width = min(columns, power_of_two(D, 16))
+    blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": width, "num_warps": warps, "num_stages": stages}
+    precision = {"PRECISION": "ieee" if q.dtype == torch.float32 else "tf32"}
+    return blocks | precision | ({"WHOLE": D <= width} if kind == "fwd" else {})

@@ -11,15 +11,9 @@ import triton
 import triton.language as tl
 
 from modernbert_fast.kernels import launch
+from modernbert_fast.kernels.texts import bounds, clear
 
 SMALLEST_NORM = tl.constexpr(1e-12)
-
-
-@triton.jit
-def _bounds(cu_seqlens_ptr, text, T):
-    """First row and end of a text, inside [0, T] whatever cu_seqlens says."""
-    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + text), 0), T)
-    return start, tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + text + 1), start), T)
 
 
 @triton.jit
@@ -37,7 +31,7 @@ def _fwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     text = tl.program_id(0).to(tl.int64)
-    start, end = _bounds(cu_seqlens_ptr, text, T)
+    start, end = bounds(cu_seqlens_ptr, text, T)
     if not IS_MEAN:
         end = tl.minimum(end, start + 1)
     c = tl.arange(0, BLOCK_C)
@@ -90,7 +84,8 @@ def _bwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     text = tl.program_id(0).to(tl.int64)
-    start, end = _bounds(cu_seqlens_ptr, text, T)
+    start, end = bounds(cu_seqlens_ptr, text, T)
+    clear(dx_ptr, C, C, cu_seqlens_ptr, tl.num_programs(0), T, ROWS, BLOCK_C)
     c = tl.arange(0, BLOCK_C)
     dpooled = tl.load(dy_ptr + text * stride_dyb + c, mask=c < C, other=0.0).to(tl.float32)
     if NORMALIZE:
@@ -113,7 +108,7 @@ def backward(
     """dy, y (B, C) -> dx (T, C)."""
     dy, y = launch.inner_dense(dy), launch.inner_dense(y)
     B, C = y.shape
-    dx = y.new_empty((T, C))
+    dx = launch.result(y, (T, C), y)
     launch.start(
         _bwd_kernel, (B,), y, dy, y, norm.contiguous(), cu_seqlens.contiguous(), dx, dy.stride(0), y.stride(0), T, C,
         IS_MEAN=mode == "mean", NORMALIZE=normalize, **_tile(C),

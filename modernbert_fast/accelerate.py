@@ -17,6 +17,7 @@ from torch import nn
 
 from modernbert_fast import dispatch
 from modernbert_fast.config import EncoderConfig, inv_freq
+from modernbert_fast.graphs import Graphs
 
 logger = logging.getLogger("modernbert_fast")
 
@@ -24,7 +25,12 @@ _SETTINGS = "modernbert_fast_settings"
 
 
 def accelerate(
-    model: nn.Module, *, strict: bool = False, loss_only: bool = False, restart_position_ids: bool = False
+    model: nn.Module,
+    *,
+    strict: bool = False,
+    loss_only: bool = False,
+    restart_position_ids: bool = False,
+    cuda_graphs: bool = False,
 ) -> Any:
     """Makes every ModernBERT inside `model` run packed: same weights, same outputs, no padding in any layer.
 
@@ -37,6 +43,9 @@ def accelerate(
         loss_only: with labels, ModernBertForMaskedLM returns the loss without logits; only labelled rows meet the
             vocabulary.
         restart_position_ids: a position id of 0 starts a new text, so that inputs packed that way do not leak.
+        cuda_graphs: inference on a GPU, up to 8,192 tokens, replays a CUDA graph of the encoder, recorded at the first
+            batch of a size and kept until the model changes: for the latency of small batches. Calls that it does not
+            serve run as without it, and report() counts them by reason; on a CPU those are all.
 
     Returns:
         The same object. Outputs at padding are zero; elsewhere they are those of the stock model. Left-padded
@@ -64,7 +73,9 @@ def accelerate(
         config, static = _read_config(module)
         if strict and static:
             raise NotImplementedError("; ".join(static))
-        accepted.append((module, hf.Settings(config, strict, loss_only, restart_position_ids, static)))
+        graphs = Graphs() if cuda_graphs else None
+        settings = hf.Settings(config, strict, loss_only, restart_position_ids, static, graphs=graphs)
+        accepted.append((module, settings))
     if not found:
         raise ValueError(f"found no transformers ModernBertModel inside {type(model).__name__}")
     for module, settings in accepted:  # nothing was changed before every encoder was looked at
@@ -112,13 +123,15 @@ class Report:
 
     Attributes:
         encoders: for each ModernBERT found: its name, "packed" or why not, device, dtype, and the rows of each op.
+        graphs: for each of them, what its CUDA graphs hold and which calls ran without, if they were asked for.
     """
 
     encoders: tuple[tuple[str, str, str, str, dict[str, list[tuple[str, list[str]]]]], ...]
+    graphs: tuple[list[str], ...]
 
     def __str__(self) -> str:
         lines = []
-        for name, state, device, dtype, rows in self.encoders:
+        for (name, state, device, dtype, rows), graphs in zip(self.encoders, self.graphs, strict=True):
             lines.append(f"{name or 'model'}: {state} on {device}, {dtype}")
             for op, tried in rows.items():
                 taken = next((backend for backend, objections in tried if not objections), "none")
@@ -127,6 +140,7 @@ class Report:
                 for backend, objections in tried:
                     if objections:
                         lines.append(f"  {'':<14}   not {backend}: {'; '.join(objections)}")
+            lines += [f"  {'' if i else 'CUDA graphs':<14} {line}" for i, line in enumerate(graphs)]
         return "\n".join(lines)
 
 
@@ -137,7 +151,7 @@ def report(model: nn.Module) -> Report:
         ValueError: when there is no ModernBERT inside.
     """
     hf = _hf()
-    encoders = []
+    encoders, graphs = [], []
     for name, module in model.named_modules():
         if not isinstance(module, hf.stock.ModernBertModel):
             continue
@@ -155,9 +169,10 @@ def report(model: nn.Module) -> Report:
             intermediate=config.intermediate_size,
         )
         encoders.append((name, state, str(module.device), str(module.dtype).removeprefix("torch."), rows))
+        graphs.append(settings.graphs.lines(module.device) if settings and settings.graphs else [])
     if not encoders:
         raise ValueError(f"found no transformers ModernBertModel inside {type(model).__name__}")
-    return Report(tuple(encoders))
+    return Report(tuple(encoders), tuple(graphs))
 
 
 def _hf() -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from modernbert_fast.library import Reading
 from modernbert_fast.ops import checks, padding
 
 
@@ -69,10 +70,11 @@ class PackedBatch:
             positions = torch.arange(S, device=device, dtype=torch.int32).repeat(B)
         else:
             checks.shape("attention_mask", mask, B, S)
-            indices, cu_seqlens, positions = padding.plan(mask != 0)
-            full = positions.shape[0] == B * S
-            columns = positions if not full and bool((positions.diff() > 1).any()) else None
-            indices = None if full else indices
+            grid = mask != 0
+            has_holes = _has_holes(grid)
+            indices, cu_seqlens, positions = padding.plan(grid)  # the host waits here for T, and nowhere else
+            columns = positions if has_holes.get() else None
+            indices = None if positions.shape[0] == B * S else indices
         max_position = S
         if position_ids is not None:
             grid = _grid(position_ids, B, S)
@@ -153,6 +155,12 @@ class PackedBatch:
         B, S = self.shape
         grid = rows if self.indices is None else padding.pad(rows, self.indices, B * S)
         return grid.view(B, S, *rows.shape[1:])
+
+
+def _has_holes(grid: torch.Tensor) -> Reading:
+    """Whether a row of the grid (B, S) has tokens in more than one run."""
+    runs = (grid[:, 1:] > grid[:, :-1]).sum(1) + grid[:, :1].sum(1)
+    return Reading((runs > 1).any())
 
 
 def _grid(position_ids: torch.Tensor, B: int, S: int) -> torch.Tensor:

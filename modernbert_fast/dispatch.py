@@ -132,7 +132,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _triton(widths: range, *, tensor_cores: bool = False) -> Row:
+def _triton(widths: range | None = None, *, tensor_cores: bool = False) -> Row:
     """Kernels that multiply tiles need sm_80: Triton has no tensor cores before, only very slow products."""
     return Row(
         "triton",
@@ -166,6 +166,8 @@ _BLOCK_PRODUCTS = ((BF16, ("amx_bf16",)), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "padding": (
+        # It only moves bytes: the interpreter truncates none.
+        replace(_triton(), dtypes=FLOATS, interpreted=FLOATS),
         _cuda(FLOATS),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",)),
         _REFERENCE,
@@ -212,10 +214,14 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "maxsim": (
+        _triton(tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
-    "cross_entropy": (_REFERENCE,),
+    "cross_entropy": (
+        _triton(),
+        _REFERENCE,
+    ),
     "encoder_layer": (
         # Made of the cpu rows of its parts: what they leave to others, it leaves too.
         Row(
@@ -247,6 +253,11 @@ def force(name: str | None, *ops: str) -> dict[str, str]:
     changed = dict.fromkeys(ops or TABLE, name)
     _forced = {op: backend for op, backend in {**former, **changed}.items() if backend is not None}
     return former
+
+
+def forced() -> dict[str, str]:
+    """The backend forced for each op, where one is."""
+    return _forced
 
 
 class NoBackend(NotImplementedError):

@@ -27,6 +27,8 @@ from modernbert_fast import encoder, heads, modules
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.dispatch import host_readable
+from modernbert_fast.graphs import Graphs
+from modernbert_fast.library import Reading
 from modernbert_fast.ops import checks
 
 logger = logging.getLogger("modernbert_fast")
@@ -43,6 +45,7 @@ class Settings:
         restart_position_ids: a position id of 0 starts a new text.
         static: reasons why this model always takes the stock path.
         said: reasons already logged.
+        graphs: the encoder's CUDA graphs, where they were asked for.
     """
 
     config: EncoderConfig | None
@@ -51,6 +54,7 @@ class Settings:
     restart_position_ids: bool = False
     static: tuple[str, ...] = ()
     said: set[str] = field(default_factory=set)
+    graphs: Graphs | None = None
 
 
 @dataclass
@@ -137,20 +141,26 @@ class ModernBertModel(stock.ModernBertModel):
             return super().forward(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         settings = self.modernbert_fast_settings
         given = input_ids if input_ids is not None else inputs_embeds
+        extremes = extreme_ids(self.embeddings.tok_embeddings, input_ids, attention_mask)
         batch = _pack(given, attention_mask, position_ids, kwargs, settings.restart_position_ids)
         ids = embeds = None
         table = self.embeddings.tok_embeddings
         if input_ids is not None and not modules.is_untouched(table):
             embeds = batch.unpad(table(input_ids))  # hooks on the table may go by the sizes of (B, S, C)
         elif input_ids is not None:
+            check_ids(table, extremes)
             ids = batch.unpad(input_ids)
-            check_ids(ids, table)
         else:
             embeds = batch.unpad(inputs_embeds)
         wanted = kwargs.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
         states: list[torch.Tensor] | None = None if wanted is None or wanted is False else []
-        packed = encoder.prepare(settings.config, batch, self.final_norm.weight.dtype)
-        hidden = encoder.encode(self, packed, ids, embeds, states)
+        hidden = None
+        if settings.graphs is not None:
+            compiling = torch.compiler.is_compiling()
+            hidden = settings.graphs.encode(self, settings.config, batch, ids, states, compiling)
+        if hidden is None:
+            packed = encoder.prepare(settings.config, batch, self.final_norm.weight.dtype)
+            hidden = encoder.encode(self, packed, ids, embeds, states)
         hidden_states = None if states is None else _laid_out(states, wanted, batch)
         if handover is not None:
             handover += [batch, hidden_states]
@@ -163,14 +173,25 @@ class ModernBertModel(stock.ModernBertModel):
         return output if return_dict or handover is not None else output.to_tuple()
 
 
-def check_ids(ids: torch.Tensor, table: torch.nn.Module) -> None:
+def extreme_ids(table: torch.nn.Module, ids: torch.Tensor | None, mask: torch.Tensor | None) -> Reading | None:
+    """The smallest and the largest id of a token; None where the embedding op itself checks, or nobody can."""
+    if ids is None or ids.numel() == 0 or host_readable(ids) or torch.compiler.is_compiling():
+        return None
+    if not hasattr(table, "num_embeddings") or (mask is not None and mask.shape != ids.shape):
+        return None
+    tokens = ids if mask is None else torch.where(mask != 0, ids, 0)
+    return Reading(torch.stack(torch.aminmax(tokens)))
+
+
+def check_ids(table: torch.nn.Module, extremes: Reading | None) -> None:
     """Token ids lie inside the table: an IndexError here, where a GPU kernel could only fault."""
-    size = getattr(table, "num_embeddings", None)
-    if size is None or ids.numel() == 0 or host_readable(ids) or torch.compiler.is_compiling():
-        return  # on the CPU the embedding op itself checks
-    smallest, largest = torch.stack(torch.aminmax(ids)).tolist()
-    if smallest < 0 or largest >= size:
-        raise IndexError(f"input_ids holds {smallest if smallest < 0 else largest}, outside [0, {size})")
+    if extremes is None:
+        return
+    smallest, largest = extremes.get()
+    if smallest < 0 or largest >= table.num_embeddings:
+        raise IndexError(
+            f"input_ids holds {smallest if smallest < 0 else largest}, outside [0, {table.num_embeddings})"
+        )
 
 
 @torch.compiler.disable

@@ -105,6 +105,30 @@ def interprets_triton() -> bool:
     return triton.knobs.runtime.interpret
 
 
+class Reading:
+    """Values of a tensor on their way to the host, which waits for them no sooner than get() is called.
+
+    What is asked for before something that the host waits for anyway, such as the number of tokens, costs no wait.
+    """
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._values = x.to("cpu", non_blocking=True)
+        self._ready = torch.cuda.current_stream(x.device).record_event() if x.is_cuda else None
+
+    def get(self) -> Any:
+        """The number, or the list of them."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self._values.tolist()
+
+
+def no_graphs(device: torch.device) -> str:
+    """Why nothing is recorded on this device to be replayed; empty where it can be."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"no CUDA graphs on {device.type}"
+    return "somebody else is recording a graph" if torch.cuda.is_current_stream_capturing() else ""
+
+
 def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
     """A backend of compiled ops: `torch.ops.modernbert_fast_C.<op>_<function>`, once `library` is loaded."""
     namespace = HOST_NAMESPACE if library == "_ops_cuda" and CUDA_ON_HOST else NATIVE_NAMESPACE

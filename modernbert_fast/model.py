@@ -13,6 +13,7 @@ from torch import nn
 from modernbert_fast import checkpoint, encoder, heads
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
+from modernbert_fast.graphs import Graphs
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -118,7 +119,12 @@ class ModernBert(nn.Module):
 
     Args:
         config: an EncoderConfig, for example `EncoderConfig.preset("base")`.
+
+    Attributes:
+        graphs: None; a `graphs.Graphs()` makes inference on a GPU replay CUDA graphs.
     """
+
+    graphs: Graphs | None = None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -169,6 +175,10 @@ class ModernBert(nn.Module):
         tokens = batch.tokens if tokens is None else tokens
         if (tokens is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of tokens and inputs_embeds")
+        if self.graphs is not None:
+            compiling = torch.compiler.is_compiling()
+            if (hidden := self.graphs.encode(self, self.config, batch, tokens, states, compiling)) is not None:
+                return hidden
         packed = encoder.prepare(self.config, batch, self.final_norm.weight.dtype)
         return encoder.encode(self, packed, tokens, inputs_embeds, states)
 

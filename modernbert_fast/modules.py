@@ -10,7 +10,7 @@ from torch import nn
 from modernbert_fast.ops.encoder_layer import Weights
 
 _ONLY_LOOKS = "transformers.utils.output_capturing"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EXACT_GELU = ("torch.nn.modules.activation.GELU", "transformers.activations.GELUActivation")
 
 
@@ -19,7 +19,7 @@ def is_untouched(module: nn.Module) -> bool:
     own = module.__dict__
     if torch.nn.modules.module._has_any_global_hook() or "forward" in own:
         return False
-    for name in _HOOKS:
+    for name in HOOKS:
         for hook in own[name].values():
             if getattr(hook, "__module__", "") != _ONLY_LOOKS:
                 return False

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from modernbert_fast import dispatch
+
 MLM = "ModernBertForMaskedLM"
 VOCAB = 97
 ZERO_GRADIENT = 1e-2  # of the model's largest gradient, for biases
@@ -273,6 +275,13 @@ def gradient_error(actual, expected):
     # The gradient of a bias before a softmax is zero but for rounding: biases are measured by the model's largest too.
     floor = ZERO_GRADIENT * max(float(gradient.abs().max()) for gradient in expected.values())
     return max((relative(actual[n], expected[n], floor if n.endswith("bias") else 1e-30), n) for n in expected)
+
+
+def force_triton(stack):
+    """Within the stack, every op that has a Triton row takes it."""
+    for op, rows in dispatch.TABLE.items():
+        if any(row.backend == "triton" for row in rows):
+            stack.enter_context(dispatch.use_backend("triton", op))
 
 
 def environment(**changes):

@@ -8,6 +8,8 @@ import torch
 from hf_models import MLM, mask, right
 
 import modernbert_fast as mf
+from modernbert_fast import library
+from modernbert_fast.ops import padding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,6 +78,37 @@ def test_wrong_shapes_raise_by_name(fast):
     with pytest.raises(ValueError, match="exactly one"):
         fast(given["input_ids"], inputs_embeds=torch.zeros(4, 33, 32))
     assert fast(**given).last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS.keys())
+def test_ids_outside_the_table_are_seen_before_any_kernel(fast, monkeypatch, bad):
+    """As on a GPU, where the embedding op does not look; ids under padding do not count, and the next call works."""
+    monkeypatch.setattr("modernbert_fast.hf.host_readable", lambda x: False)
+    ids, mask = hf.batch("right").ids.clone(), hf.batch("right").mask
+    expected = fast(ids, attention_mask=mask).last_hidden_state
+    ids[~mask] = bad
+    assert torch.equal(fast(ids, attention_mask=mask).last_hidden_state, expected)
+    for kept in (mask, None):
+        hostile = ids.masked_fill(~mask, 0)
+        hostile[0, 0] = bad
+        with pytest.raises(IndexError, match=rf"input_ids holds {bad}, outside \[0, {hf.VOCAB}\)"):
+            fast(hostile, attention_mask=kept)
+    assert torch.equal(fast(ids, attention_mask=mask).last_hidden_state, expected)
+
+
+def test_what_the_host_asks_for_it_asks_before_it_waits(fast, monkeypatch):
+    """A padded call on a GPU waits once, for the number of tokens; what else it reads is on its way by then."""
+    seen = []
+    monkeypatch.setattr("modernbert_fast.hf.host_readable", lambda x: False)
+    for name in ("__init__", "get"):
+        real = getattr(library.Reading, name)
+        monkeypatch.setattr(
+            library.Reading, name, lambda self, *x, name=name, real=real: (seen.append(name), real(self, *x))[1]
+        )
+    plan = padding.plan
+    monkeypatch.setattr(padding, "plan", lambda mask: (seen.append("plan"), plan(mask))[1])
+    fast(hf.batch("holes").ids, attention_mask=hf.batch("holes").mask)
+    assert seen == ["__init__", "__init__", "plan", "get", "get"]
 
 
 @pytest.mark.parametrize("shape", [(4, 40), (4, 32), (5, 33), (132,)])

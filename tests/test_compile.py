@@ -1,5 +1,6 @@
 """torch.compile of an accelerated model, and of the encoder alone without a graph break."""
 
+import contextlib
 import copy
 import functools
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 import modernbert_fast as mf
-from modernbert_fast import encoder
+from modernbert_fast import encoder, library
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MLM = "ModernBertForMaskedLM"
+LAYERS = ["full_attention", "sliding_attention"]
 
 
 @pytest.fixture(autouse=True)
@@ -80,15 +82,53 @@ def test_encode_is_one_graph(source):
         assert hf.relative(hf.gradients(model)[name], gradient) <= 1e-4, name
 
 
-def test_encode_recompiles_twice_at_most_over_many_shapes():
-    model = mf.accelerate(hf.build("ModernBertModel", hf.tiny_config()))
+def shapes(count):
+    """Lengths of the texts of so many batches, one to five texts of two tokens or more."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(2, 20, (1 + n % 5,), generator=generator).tolist() for n in range(count)]
+
+
+@pytest.mark.parametrize("triton, grad", [(False, False), (False, True), (True, False)])
+def test_encode_recompiles_twice_at_most_over_many_shapes(triton, grad):
+    """Once with dynamic sizes, and once more for a schedule of a single tile; never with a graph break."""
+    if triton and not library.interprets_triton():
+        pytest.skip("needs Triton's interpreter")
+    config = hf.tiny_config(num_hidden_layers=2, num_attention_heads=1, layer_types=LAYERS)
+    model = mf.accelerate(hf.build("ModernBertModel", config))
     config = mf.EncoderConfig.from_hf(model.config)
     compiled, count = graphs_of(model, "eager")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(grad))
+        if triton:
+            hf.force_triton(stack)
+        for n, lengths in enumerate(shapes(50)):
+            packed, tokens = packed_inputs(config, lengths)
+            actual = compiled(packed, tokens)
+            if n % 10 < (1 if triton else 10):
+                assert hf.relative(actual, encoder.encode(model, packed, tokens)) <= 1e-5
+    assert len(count) - 1 <= 2
+
+
+def test_the_model_recompiles_twice_at_most_over_many_padded_shapes():
+    """Compiled with dynamic sizes: one text, several of one length, and several padded ones have a graph each."""
+    model = mf.accelerate(hf.build("ModernBertModel", hf.tiny_config(num_hidden_layers=2)))
+    encoders = []
+
+    def counting(graph, inputs):
+        encoders.extend(
+            node for node in graph.graph.nodes if str(node.target).endswith("layer_norm_embed_forward.default")
+        )
+        return graph
+
+    compiled = torch.compile(model, backend=counting, dynamic=True)
     with torch.no_grad():
-        for n in range(2, 14):
-            packed, tokens = packed_inputs(config, range(3, 3 + n))
-            assert hf.relative(compiled(packed, tokens), encoder.encode(model, packed, tokens)) <= 1e-5
-    assert len(count) - 1 <= 2  # recompilations: with dynamic sizes; once more for a size of one or two
+        for n, lengths in enumerate(shapes(50)):
+            mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+            mask |= n % 7 == 3
+            ids = torch.randint(hf.VOCAB, mask.shape)
+            outputs = [each(ids, attention_mask=mask).last_hidden_state for each in (compiled, model)]
+            assert hf.relative(*outputs) <= 1e-5
+    assert 1 <= len(encoders) <= 3
 
 
 @pytest.mark.slow

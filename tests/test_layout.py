@@ -21,7 +21,7 @@ SOURCES = {
     "cuda": "csrc/cuda/{op}",  # a file .cu or a folder
 }
 OWED = ("modernbert_fast/ops/{op}.py", "tests/ops/test_{op}.py", "benchmarks/ops/bench_{op}.py")
-HELPERS = {"__init__", "checks", "test_contract", "launch", "offline"}
+HELPERS = {"__init__", "checks", "test_contract", "launch", "offline", "texts"}
 
 
 def exists(path):

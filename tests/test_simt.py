@@ -61,35 +61,53 @@ def environment(built) -> dict[str, str]:
     }
 
 
-def passed_on_the_executor(environment: dict[str, str], which: str, *what: object, **more: str) -> int:
-    """How many of the tests `which` passed; a skip counts as a failure."""
+def ask(which: str, environment: dict[str, str], *more: object) -> int:
+    """Runs the tests of the cuda rows as far as `which` selects them; how many passed.
+
+    A skip because a row objects is a failure.
+    """
     done = run(
-        sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda",
-        "-k", which, *what, **environment, **more,
+        sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda", *more,
+        "-k", f"(cuda-cpu or kernels) and {which}", ROOT / "tests" / "ops", *sorted(SIMT.glob("test_*.py")),
+        **environment,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    last = done.stdout.strip().splitlines()[-1]
-    assert "passed" in last and "skipped" not in last
-    return int(re.search(r"(\d+) passed", last)[1])
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+@pytest.fixture(scope="session")
+def races(built) -> dict[str, str]:
+    """The same kernels with every access to shared memory watched: no two threads meet at a byte unordered."""
+    return {"MODERNBERT_FAST_CUDA_ON_HOST": str(built / "_ops_cuda_races.so"), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
 def test_op_tests_on_the_executor(environment):
-    """All that tests/ops asks of the cuda rows, and test_kernels.py."""
-    # gradcheck is for rows that take float64; tails touch pages that ASan watches already.
-    which = "(cuda-cpu or test_kernels) and not test_gradients and not attention"
-    assert passed_on_the_executor(environment, which, ROOT / "tests" / "ops", SIMT / "test_kernels.py") > 500
+    """All that tests/ops asks of the cuda rows, under ASan and UBSan; gradcheck is for rows that take float64."""
+    assert ask("not test_gradients and not attention", environment) > 500
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip, dtypes, least", [("80", "cuda-cpu", 140), ("75", "(cuda-cpu and not bfloat16)", 90)])
-def test_attention_on_the_executor(environment, chip, dtypes, least):
-    """All that tests/ops asks of attention, but for batches of many tokens, of each family of chips."""
-    which = f"({dtypes} or test_attention_kernels) and attention and not test_gradients"
-    files = [ROOT / "tests" / "ops" / f"test_{name}.py" for name in ("attention", "contract")]
-    kernels = [SIMT / "test_attention_kernels.py"] if chip == "80" else []  # they name their chips themselves
-    passed = passed_on_the_executor(environment, which, "-m", "not heavy", *files, *kernels, MODERNBERT_FAST_SM=chip)
-    assert passed >= least
+def test_no_races(races):
+    which = "(test_accuracy or test_residual or test_plan or test_tiles or test_kernels)"
+    assert ask(f"{which} and not offsets and not blocks and not attention", races) > 200
+
+
+# Each family of chips; all that tests/ops asks, but for batches of many tokens.
+CHIPS = [("80", "attention"), ("75", "attention and not bfloat16")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip, which", CHIPS)
+def test_attention_on_the_executor(environment, chip, which):
+    assert ask(f"{which} and not test_gradients", environment | {"MODERNBERT_FAST_SM": chip}, "-m", "not heavy") > 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip, which", CHIPS)
+def test_no_races_in_attention(races, chip, which):
+    which += " and (test_accuracy or test_holes)"
+    assert ask(which, races | {"MODERNBERT_FAST_SM": chip}, "-m", "not heavy") > 15
 
 
 @pytest.fixture(scope="session")
@@ -152,3 +170,12 @@ def test_executor_says(built, name):
     done = run(built / "probe", name, ASAN_OPTIONS="detect_leaks=0")
     assert re.search(PROBES[name], done.stdout + done.stderr), done.stdout + done.stderr
     assert (done.returncode == 0) == (PROBES[name] == "fine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PROBES if PROBES[name] == "fine" or name.startswith("missing")])
+def test_races_are_named(built, name):
+    done = run(built / "probe_races", name)
+    unordered = name in ("missing barrier", "missing warp barrier")
+    said = r"thread \d+: (reads|writes) byte .* with no barrier between" if unordered else PROBES[name]
+    assert re.search(said, done.stdout), done.stdout + done.stderr

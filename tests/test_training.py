@@ -1,5 +1,6 @@
 """Training an accelerated model: checkpointing, dropout, losses, optimizer steps, resizing, dtypes."""
 
+import contextlib
 import copy
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from hf_models import MLM, mask, right
 
 import modernbert_fast as mf
+from modernbert_fast import library
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,3 +228,41 @@ def test_casting_the_model_keeps_rope_exact(dtype):
             for model in (stock, fast)
         ]
     assert errors[1] < 0.5 * errors[0], errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_thirty_steps_by_triton_are_those_of_transformers(checkpointed):
+    """Every op that has a Triton row takes it, forward and backward, in the interpreter.
+
+    By SGD: Adam divides by the size of a gradient, rounding with it where that is next to nothing.
+    """
+    if not library.interprets_triton():
+        pytest.skip("needs Triton's interpreter")
+    layers = ["full_attention", "sliding_attention"]
+    config = hf.tiny_config(num_hidden_layers=2, num_attention_heads=1, layer_types=layers)
+    stock = hf.build(MLM, config).train()
+    fast = mf.accelerate(copy.deepcopy(stock), loss_only=True)
+    if checkpointed:
+        fast.gradient_checkpointing_enable({"use_reentrant": False})
+    batches = [hf.batch(kind, seed=seed, S=11) for seed, kind in enumerate(("right", "left"))]
+    batches = [hf.Batch(batch.kind, batch.ids[2:], batch.mask[2:], batch.seed) for batch in batches]  # of two texts
+    curves = []
+    for model in (stock, fast):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        losses = []
+        with contextlib.ExitStack() as forced:
+            if model is fast:
+                hf.force_triton(forced)
+            for step in range(30):
+                batch = batches[step % len(batches)]
+                optimizer.zero_grad()
+                loss = model(**batch.inputs(MLM), **batch.targets(MLM, model.config)).loss
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    assert curves[0][-3:].mean() < 0.8 * curves[0][:3].mean()  # it learns
+    assert hf.relative(curves[1], curves[0]) <= 1e-5
+    for (name, one), other in zip(stock.named_parameters(), fast.parameters(), strict=True):
+        assert hf.relative(other, one) <= 1e-5, name

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from modernbert_fast import dispatch, library
+from modernbert_fast import dispatch, library, ops
 from modernbert_fast.dispatch import Call
 from modernbert_fast.ops import padding
-from modernbert_fast.testing import Guarded, checks, problems
+from modernbert_fast.testing import Guarded, checks, memory, problems
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -38,6 +39,8 @@ def test_first_on_a_gpu_and_never_on_a_cpu_unless_forced(op):
 def test_interpreted_where_forced(op):
     call = Call("cpu", frozenset({F32}), HEAD.get(op, 768))
     assert not ROWS[op].objections(op, call, forced=True)
+    if op == "padding":  # moves bytes, whatever they mean
+        return
     (why,) = ROWS[op].objections(op, call._replace(dtypes=frozenset({torch.bfloat16})), forced=True)
     assert "truncates bfloat16" in why
 
@@ -53,8 +56,11 @@ def test_turing_gets_what_does_not_multiply_tiles(op):
 
 
 def test_tile_schedule_has_the_rows_that_kernels_expect():
-    launch = importlib.import_module("modernbert_fast.kernels.launch")
-    assert launch.TILE == padding.TILE_ROWS
+    assert kernels("launch").TILE == padding.TILE_ROWS
+
+
+def kernels(op):
+    return importlib.import_module(f"modernbert_fast.kernels.{op}")
 
 
 HOSTILE = [
@@ -77,7 +83,14 @@ def test_hostile_bounds_reach_nothing_outside(bounds):
     guards = {name: Guarded(torch.ones(shape)) for name, shape in
               {"x": (T, 8), "qkv": (T, 3, H, D), "o": (T, H, D), "lse": (H, T)}.items()}  # fmt: skip
     x, qkv, o, lse = (guard.tensor for guard in guards.values())
-    pooling, attention = (importlib.import_module(f"modernbert_fast.kernels.{op}") for op in ("pooling", "attention"))
+    pooling, attention, maxsim = map(kernels, ("pooling", "attention", "maxsim"))
+    entries = kernels("padding").tiles(cu_seqlens, T, 4)
+    assert entries.shape == (T // 4 + len(bounds) - 1, 2) and entries.ge(-1).all() and entries.lt(T).all()
+    for pairwise in (False, True):
+        scores, argmax = maxsim.forward(x, x, cu_seqlens, cu_seqlens, pairwise)
+        assert not scores.isnan().any() and argmax.ge(-1).all() and argmax.lt(T).all()
+        wild = torch.full_like(argmax, bounds[1])
+        maxsim.backward(torch.ones_like(scores), x, x, cu_seqlens, cu_seqlens, wild, pairwise)
     y, norm = pooling.forward(x, cu_seqlens, "mean", True)
     assert y.isfinite().all()
     pooling.backward(y, y, norm, cu_seqlens, "mean", True, T)
@@ -94,6 +107,89 @@ def test_hostile_bounds_reach_nothing_outside(bounds):
         guard.check(name)
 
 
+WILD = [-1, 10, 2**31 - 1, -(2**31), 2**62]
+
+
+@interpreted
+@pytest.mark.parametrize("value", WILD)
+def test_hostile_indices_and_labels_reach_nothing_outside(value):
+    """Nor are they read before a launch: such a row is zero, or goes nowhere, and such a label costs NaN."""
+    guards = {"x": Guarded(torch.ones(10, 8)), "weight": Guarded(torch.ones(10, 8))}
+    x, weight = (guard.tensor for guard in guards.values())
+    padding, cross_entropy = map(kernels, ("padding", "cross_entropy"))
+    indices = torch.tensor([3, value, 0])
+    assert torch.equal(padding.unpad(x, indices), torch.ones(3, 8).mul(torch.tensor([[1], [0], [1]])))
+    assert padding.pad(x[:3], indices, 10).sum(1).tolist() == [8, 0, 0, 8, 0, 0, 0, 0, 0, 0]
+    labels = torch.tensor([4, value, -100] + [-100] * 7)
+    loss, lse = cross_entropy.forward(x, weight, None, labels, -100)
+    assert loss.isnan().tolist() == [False, True] + [False] * 8
+    cross_entropy.backward(loss, x, weight, None, labels, lse, -100, True, True, True)
+    for name, guard in guards.items():
+        guard.check(name)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "T, bounds",
+    [(10, (3, 7, 9)), (10, (0, 4, 4)), (10, (-5, 0)), (10, (20, 30)), (10, (6,)), (80, (4, 4)), (150, (73, 75))],
+    ids=str,
+)
+def test_rows_that_bounds_leave_out_are_zero(T, bounds):
+    """Before the first bound and from the last one on nothing is left of what was in memory."""
+    H, D = 2, 8
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    first, last = (min(max(bound, 0), T) for bound in (bounds[0], bounds[-1]))
+    outside = torch.ones(T, dtype=torch.bool)
+    outside[first:last] = False
+    x, qkv, do, lse = (torch.randn(shape) for shape in ((T, D), (T, 3, H, D), (T, H, D), (H, T)))
+    found = {}
+    with memory.poisoned():
+        entries = kernels("padding").tiles(cu_seqlens, T, padding.TILE_ROWS)
+        geometry = (cu_seqlens, None, None, None, None, entries, T, 2, 1.0)
+        found["o"], lse = kernels("attention").forward(qkv, *geometry)
+        found["lse"] = lse.t()
+        found["dqkv"] = kernels("attention").backward(do, qkv, found["o"], lse, *geometry)
+        pooled, norm = kernels("pooling").forward(x, cu_seqlens, "mean", True)
+        found["pooled dx"] = kernels("pooling").backward(pooled, pooled, norm, cu_seqlens, "mean", True, T)
+        scores, argmax = kernels("maxsim").forward(x, x, cu_seqlens, cu_seqlens, True)
+        found["argmax"] = argmax + 1
+        scores.fill_(1)
+        found["dq"], found["dd"] = kernels("maxsim").backward(scores, x, x, cu_seqlens, cu_seqlens, argmax, True)
+    for name, rows in found.items():
+        assert rows[outside].eq(0).all(), name
+        assert rows.isfinite().all(), name
+
+
+class Waits(TorchDispatchMode):
+    """Counts the calls that would make the host wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@interpreted
+def test_the_host_waits_for_totals_only():
+    """Once for the number of tokens, once for the number of labelled rows; for nothing else."""
+    x, bounds, indices = torch.randn(6, 8), torch.tensor([0, 2, 6], dtype=torch.int32), torch.arange(6)
+    padding, maxsim, cross_entropy = map(kernels, ("padding", "maxsim", "cross_entropy"))
+    loss = (x, x, None, indices)
+    for call, expected in (
+        (lambda: padding.plan(torch.ones(2, 3)), 1),
+        (lambda: padding.pad(padding.unpad(x, indices), indices, 9), 0),
+        (lambda: padding.tiles(bounds, 6, 4), 0),
+        (lambda: maxsim.forward(x, x, bounds, bounds, False), 0),
+        (lambda: maxsim.backward(x[:2, 0], x, x, bounds, bounds, indices.int(), True), 0),
+        (lambda: cross_entropy.forward(*loss, -100), 1),
+        (lambda: cross_entropy.backward(x[:, 0], *loss, x[:, 0], -100, True, True, True), 1),
+    ):
+        with Waits() as waits:
+            call()
+        assert waits.count == expected
+
+
 def accurate(problem):
     return lambda: checks.check_accuracy(problem)
 
@@ -106,6 +202,26 @@ NORM = accurate(problems.layer_norm(40, 48, F32, CPU, residual=F32, weight=F32, 
 GEGLU = accurate(problems.geglu(9, 12, F32, CPU))
 ROPE = accurate(problems.rope(9, 2, 8, F32, CPU))
 POOLING, UNIT = (accurate(problems.pooling(BATCH, 12, F32, CPU, normalize=unit)) for unit in (False, True))
+
+
+PAD = accurate(problems.pad(20, (6,), 13, F32, CPU))
+LEFT = accurate(problems.plan(lambda draw: torch.arange(1030).expand(2, -1) >= torch.tensor([[0], [3]]), CPU))
+TILES = accurate(problems.tiles((3, 0, 9, 4), 4, CPU))
+MAXSIM = accurate(problems.maxsim((3, 1, 4), (70, 2, 7), 64, F32, CPU))
+LOSS, WORDS = (accurate(problems.cross_entropy(8, 64, V, F32, CPU, bias=False, labelled=1.0)) for V in (17, 5000))
+
+
+def few_rows():
+    """Logits of three rows at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels("launch"), "logits_rows", lambda V: 3)
+        checks.check_accuracy(problems.cross_entropy(11, 64, 600, F32, CPU, labelled=1.0))
+
+
+def ties():
+    one = torch.tensor([0, 1], dtype=torch.int32)
+    _, argmax = ops.maxsim(torch.ones(1, 4), torch.ones(130, 4), one, 130 * one, return_argmax=True)
+    assert argmax.item() == 0
 
 
 def far_rows():
@@ -129,6 +245,18 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("rope", "values turned too", "plane == 2", "plane == 3", ROPE),
     ("pooling", "mean of one row more", "tl.maximum(end - start, 1)", "(end - start + 1)", POOLING),
     ("pooling", "length's gradient dropped", "dpooled - y * tl.sum", "dpooled - 0 * tl.sum", UNIT),
+    ("padding", "positions from column 0", "column - origin", "column", LEFT),
+    ("padding", "blocks of a row overlap", "t += tl.max(rank, axis=0)", "t += 0", LEFT),
+    ("padding", "rows without a token keep another's", "mask=held, other=0", "mask=(w < W)[None, :]", PAD),
+    ("padding", "own tiles counted twice", "T, other < text)", "T, other <= text)", TILES),
+    ("maxsim", "neighbours score", "in_n = t_n < end_n", "in_n = t_n < Td", MAXSIM),
+    ("maxsim", "the last of equals wins", "(s > best)", "(s >= best)", ties),
+    ("maxsim", "a block's winner kept", "where(better, t_n[:, None]", "where(at < 0, t_n[:, None]", MAXSIM),
+    ("maxsim", "queries weighed alike", "other=0.0) * chosen", "other=0.0) * 0 + chosen", MAXSIM),
+    ("cross_entropy", "label not subtracted", "* share - one", "* share", LOSS),
+    ("cross_entropy", "sums not shrunk", "total * tl.exp(peak - base) +", "total +", WORDS),
+    ("cross_entropy", "lanes not brought together", "total * tl.exp(peak - base[:, None])", "total", LOSS),
+    ("cross_entropy", "chunks not added up", "if i == 0", "if i >= 0", few_rows),
 ]  # fmt: skip
 
 

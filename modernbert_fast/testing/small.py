@@ -58,7 +58,7 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
         for mode, normalize in itertools.product(("cls", "mean"), (False, True))
     ],
     "maxsim": lambda dtype, device: [
-        problems.maxsim((3, 1, 4), (5, 2, 7), 12, dtype, device, pairwise=pairwise) for pairwise in (False, True)
+        problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)
     ],
     "cross_entropy": lambda dtype, device: [
         problems.cross_entropy(9, 12, 17, dtype, device, bias=bias, labelled=0.6) for bias in (False, True)

@@ -7,7 +7,10 @@ from modernbert_fast import ops
 from modernbert_fast.testing import checks, problems
 
 OP = "cross_entropy"
-SIZES = [(0, 8, 5), (1, 1, 1), (2, 7, 3), (17, 16, 130), (65, 33, 257), (130, 64, 1025), (1025, 8, 17), (600, 24, 64)]
+SIZES = [
+    (0, 8, 5), (1, 1, 1), (2, 7, 3), (17, 16, 130), (65, 33, 257), (130, 64, 1025),
+    pytest.param(1025, 8, 17, marks=pytest.mark.heavy), pytest.param(600, 24, 64, marks=pytest.mark.heavy),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("T, C, V", SIZES)

@@ -19,17 +19,26 @@ CASES = [  # queries, documents, width
     ((15, 16, 17, 0), (255, 63, 64, 65), 64),
     ((2,), (511, 513, 1025), 33),
     ((1, 2, 3, 4, 5, 6, 7), tuple((7 * i) % 23 for i in range(60)), 96),
+    ((3, 20), (5, 70), 200),
 ]
+HEAVY = (4, 7, 8)
 
 
-@pytest.mark.parametrize("i", range(len(CASES)))
+@pytest.mark.parametrize(
+    "i", [pytest.param(i, marks=[pytest.mark.heavy] if i in HEAVY else []) for i in range(len(CASES))]
+)
 def test_all_pairs(backend, device, dtype, i):
     checks.check_accuracy(problems.maxsim(*CASES[i], dtype, device), memory.LAYOUTS[i % 3])
 
 
 @pytest.mark.parametrize(
     "queries, documents, D",
-    [((), (), 4), ((3,), (5,), 8), ((0, 2, 1, 4), (1, 0, 3, 0), 7), ((32, 31, 1), (129, 64, 257), 64)],
+    [
+        ((), (), 4),
+        pytest.param((3,), (5,), 8, marks=pytest.mark.heavy),
+        pytest.param((0, 2, 1, 4), (1, 0, 3, 0), 7, marks=pytest.mark.heavy),
+        ((32, 31, 0, 1), (129, 0, 64, 257), 64),
+    ],
 )
 def test_pairwise(backend, device, dtype, queries, documents, D):
     checks.check_accuracy(problems.maxsim(queries, documents, D, dtype, device, pairwise=True), "sliced")
@@ -37,7 +46,7 @@ def test_pairwise(backend, device, dtype, queries, documents, D):
 
 def test_isolation(backend, device, dtype):
     lengths = (65, 1, 64, 130)
-    checks.check_isolation(problems.maxsim((3, 5, 32, 7), lengths, 33, dtype, device, pairwise=True))
+    checks.check_isolation(problems.maxsim((3, 5, 17, 2), lengths, 33, dtype, device, pairwise=True))
 
 
 def test_alone_as_in_any_batch(backend, device, dtype):
@@ -57,6 +66,7 @@ def test_alone_as_in_any_batch(backend, device, dtype):
         assert_same_bits(pairs[i], scores[i, i], f"pair {i}")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_results_do_not_depend_on_threads(backend, device, dtype, keep_threads, pairwise):
     if backend == "reference":
@@ -70,6 +80,7 @@ def test_results_do_not_depend_on_threads(backend, device, dtype, keep_threads, 
         assert_same_bits(got, one[name], name)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(3))
 def test_random_lengths(backend, device, dtype, seed):
     draw = torch.Generator().manual_seed(seed)

@@ -24,12 +24,14 @@ MASKS = {
 }
 GRID = [  # rows, width, kept
     (0, (3,), 0), (1, (1,), 1), (5, (), 3), (64, (8,), 64), (65, (8,), 0), (66, (33,), 65), (257, (2, 3, 5), 130),
-    (1025, (768,), 511),
+    pytest.param(1025, (768,), 511, marks=pytest.mark.heavy),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "kind", [torch.bool, *(pytest.param(k, marks=pytest.mark.heavy) for k in (torch.uint8, torch.int32)), torch.int64]
+)
 def test_plan(backend, device, mask, kind):
     for layout in memory.LAYOUTS:
         checks.check_accuracy(problems.plan(lambda draw: MASKS[mask].to(draw.device, kind), device), layout)

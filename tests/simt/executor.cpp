@@ -192,6 +192,7 @@ void run_block() {
   memset(shared_memory(), kPoison, shared_bytes);
   for (int t = 0; t < block.threads; ++t) start(block.fibres[t], t);
   for (Warp& warp : block.warps) warp.meeting = {};
+  start_clocks(block.threads / kLanes);
   for (Meeting& meeting : block.barriers) meeting = {};
   const int warps = block.threads / kLanes;
   const bool far = dice() % 2;
@@ -235,6 +236,8 @@ void forget_frames() {
 }  // namespace
 
 char* shared_memory() { return arena + kGuard; }
+size_t shared_size() { return shared_bytes; }
+int running_thread() { return block.running; }
 
 void fail(const char* format, ...) {
   char text[512];
@@ -282,8 +285,15 @@ void barrier(int number, int threads) {
   meeting.threads.push_back(block.running);
   self().runnable = false;
   self().waits_for = number == 0 ? "sync_block" : "sync_threads";
-  if (meeting.threads.size() == needed) release(meeting);
+  if (meeting.threads.size() == needed) {
+    move_clocks(meeting.threads);
+    release(meeting);
+  }
   yield();
+}
+
+void warp_barrier() {
+  meet("sync_warp", nullptr, [](void* const*) { move_clocks({block.running}); });
 }
 
 void copy_later(void* to, const void* from, int valid) {
@@ -293,6 +303,7 @@ void copy_later(void* to, const void* from, int valid) {
   Copy copy = {to, {}};
   const unsigned char* bytes = static_cast<const unsigned char*>(from);
   for (int i = 0; i < valid; ++i) copy.bytes[i] = bytes[i];  // each read is checked
+  note_access(to, 16, true);
   memset(to, kPoison, 16);
   self().groups.back().push_back(copy);
 }
@@ -302,7 +313,10 @@ void commit_copies() { self().groups.emplace_back(); }
 void wait_for_copies(int pending_groups) {
   auto& groups = self().groups;
   while (groups.size() > static_cast<size_t>(pending_groups) + 1) {
-    for (const Copy& copy : groups.front()) memcpy(copy.to, copy.bytes, 16);
+    for (const Copy& copy : groups.front()) {
+      note_access(copy.to, 16, true);
+      memcpy(copy.to, copy.bytes, 16);
+    }
     groups.erase(groups.begin());
   }
 }

@@ -30,9 +30,7 @@ inline int lane_of_thread() { return threadIdx.x % kWarp; }
 inline int warp_of_thread() { return threadIdx.x / kWarp; }
 inline char* shared_memory() { return simt::shared_memory(); }
 inline void sync_block() { simt::barrier(0, 0); }
-inline void sync_warp() {
-  simt::meet("sync_warp", nullptr, [](void* const*) {});
-}
+inline void sync_warp() { simt::warp_barrier(); }
 inline void sync_threads(int barrier, int threads) { simt::barrier(barrier, threads); }
 
 /// Threads change places only where they meet.
@@ -172,7 +170,10 @@ inline void load_matrices(const char* purpose, uint32_t* to, const void* row) {
     uint32_t* to;
     const void* row;
   } own = {to, row};
-  if (lane_of_thread() < 8 * kMatrices) simt::check_shared(row, 16, purpose);
+  if (lane_of_thread() < 8 * kMatrices) {
+    simt::check_shared(row, 16, purpose);
+    simt::note_access(row, 16, false);
+  }
   simt::meet(purpose, &own, [](void* const* of_lanes) {
     for (int matrix = 0; matrix < kMatrices; ++matrix) {
       const auto at = [&](int row, int column) {
