@@ -61,13 +61,13 @@ def environment(built) -> dict[str, str]:
     }
 
 
-def ask(which: str, environment: dict[str, str], *more: object) -> int:
+def ask(which: str, environment: dict[str, str]) -> int:
     """Runs the tests of the cuda rows as far as `which` selects them; how many passed.
 
     A skip because a row objects is a failure.
     """
     done = run(
-        sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda", *more,
+        sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda",
         "-k", f"(cuda-cpu or kernels) and {which}", ROOT / "tests" / "ops", *sorted(SIMT.glob("test_*.py")),
         **environment,
     )  # fmt: skip
@@ -100,14 +100,14 @@ CHIPS = [("80", "attention"), ("75", "attention and not bfloat16")]
 @pytest.mark.slow
 @pytest.mark.parametrize("chip, which", CHIPS)
 def test_attention_on_the_executor(environment, chip, which):
-    assert ask(f"{which} and not test_gradients", environment | {"MODERNBERT_FAST_SM": chip}, "-m", "not heavy") > 90
+    assert ask(f"{which} and not test_gradients", environment | {"MODERNBERT_FAST_SM": chip}) > 90
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip, which", CHIPS)
 def test_no_races_in_attention(races, chip, which):
     which += " and (test_accuracy or test_holes)"
-    assert ask(which, races | {"MODERNBERT_FAST_SM": chip}, "-m", "not heavy") > 15
+    assert ask(which, races | {"MODERNBERT_FAST_SM": chip}) > 15
 
 
 @pytest.fixture(scope="session")
