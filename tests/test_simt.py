@@ -62,31 +62,52 @@ def environment(built) -> dict[str, str]:
 
 
 def ask(which: str, environment: dict[str, str]) -> int:
-    """Runs the op tests of the cuda rows and test_kernels.py, as far as `which` selects them; how many passed.
+    """Runs the tests of the cuda rows as far as `which` selects them; how many passed.
 
     A skip because a row objects is a failure.
     """
     done = run(
         sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--require", "cuda",
-        "-k", f"(cuda-cpu or test_kernels) and {which}", ROOT / "tests" / "ops", SIMT / "test_kernels.py",
+        "-k", f"(cuda-cpu or kernels) and {which}", ROOT / "tests" / "ops", *sorted(SIMT.glob("test_*.py")),
         **environment,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
     return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
+@pytest.fixture(scope="session")
+def races(built) -> dict[str, str]:
+    """The same kernels with every access to shared memory watched: no two threads meet at a byte unordered."""
+    return {"MODERNBERT_FAST_CUDA_ON_HOST": str(built / "_ops_cuda_races.so"), "OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.slow
 def test_op_tests_on_the_executor(environment):
     """All that tests/ops asks of the cuda rows, under ASan and UBSan; gradcheck is for rows that take float64."""
-    assert ask("not test_gradients", environment) > 500
+    assert ask("not test_gradients and not attention", environment) > 500
 
 
 @pytest.mark.slow
-def test_no_races(built):
-    """The same kernels with every access to shared memory watched: no two threads meet at a byte unordered."""
-    library = {"MODERNBERT_FAST_CUDA_ON_HOST": str(built / "_ops_cuda_races.so"), "OMP_NUM_THREADS": "1"}
+def test_no_races(races):
     which = "(test_accuracy or test_residual or test_plan or test_tiles or test_kernels)"
-    assert ask(f"{which} and not offsets and not blocks", library) > 200
+    assert ask(f"{which} and not offsets and not blocks and not attention", races) > 200
+
+
+# Each family of chips; all that tests/ops asks, but for batches of many tokens.
+CHIPS = [("80", "attention"), ("75", "attention and not bfloat16")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip, which", CHIPS)
+def test_attention_on_the_executor(environment, chip, which):
+    assert ask(f"{which} and not test_gradients", environment | {"MODERNBERT_FAST_SM": chip}) > 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip, which", CHIPS)
+def test_no_races_in_attention(races, chip, which):
+    which += " and (test_accuracy or test_holes)"
+    assert ask(which, races | {"MODERNBERT_FAST_SM": chip}) > 15
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,7 @@ from modernbert_fast.testing import checks, problems
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
-CPU, F32 = torch.device("cpu"), torch.float32
-
-
-OPS = tuple(op for op, rows in dispatch.TABLE.items() if any(row.backend == "cuda" for row in rows))
+CPU, F32, F16 = torch.device("cpu"), torch.float32, torch.float16
 
 
 def right(problem: problems.Problem) -> None:
@@ -50,15 +47,34 @@ def geglu() -> None:
     right(problems.geglu(9, 12, F32, CPU))
 
 
+def attention(chip: int, window: int = -1) -> Callable[[], None]:
+    def check() -> None:
+        os.environ["MODERNBERT_FAST_SM"] = str(chip)
+        right(problems.attention((70, 1, 135), 1, 32, F16, CPU, window=window))
+
+    return check
+
+
+def holes() -> None:
+    right(problems.attention((70, 1, 135), 1, 32, F16, CPU, window=8, holes=True))
+
+
+def window() -> None:
+    checks.check_window(CPU, F16, 64)
+
+
 def far_from_zero() -> None:
     checks.check_rows_far_from_zero(CPU, 1e4, 1e-3, 768)
 
 
-def of_kernels(test: str, *arguments: object) -> None:
-    spec = importlib.util.spec_from_file_location("test_kernels", Path(__file__).with_name("test_kernels.py"))
+def of_kernels(test: str, *arguments: object, file: str = "test_kernels.py") -> None:
+    spec = importlib.util.spec_from_file_location("test_kernels", Path(__file__).with_name(file))
     test_kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(test_kernels)
     getattr(test_kernels, test)(*arguments)
+
+
+of_attention = functools.partial(of_kernels, file="test_attention_kernels.py")
 
 
 def offsets(op: str) -> Callable[[], None]:
@@ -68,7 +84,11 @@ def offsets(op: str) -> Callable[[], None]:
 indices = functools.partial(of_kernels, "test_indices_outside_name_nothing", 2**31 - 1)
 bounds = functools.partial(of_kernels, "test_hostile_bounds_give_tiles_inside", (0, 2**31 - 1, 10), 4)
 
-# name: op, what stands there, what the bug makes of it, the check
+far = functools.partial(of_attention, "test_offsets_beyond_32_bits", "80", -1)
+hostile = functools.partial(of_attention, "test_hostile_bounds", "80", (-(2**31), 4, 2**31 - 1), 2)
+of_nobody = functools.partial(of_attention, "test_hostile_bounds", "80", (2, 6, 8), 2)
+
+# name: op or file, what stands there, what the bug makes of it, the check
 BUGS = {
     "barrier_of_shared_rows": ("layer_norm", "    sync_block();\n    float total", "    float total", wide_rows),
     "barrier_between_turns": ("layer_norm", "      });\n    sync_block();\n  }", "      });\n  }", rows),
@@ -84,27 +104,80 @@ BUGS = {
     "int32_geglu": ("geglu", "x + t * x_stride + F", "x + int32_t(t * x_stride) + F", offsets("geglu")),
     "indices_not_held": ("padding", "source >= 0 && source < x_rows", "source >= 0", indices),
     "bounds_not_held": ("padding", "return bound < 0 ? 0 : bound > total ? total : bound;", "return bound;", bounds),
+    "window_off_by_one": ("attention/mask.cuh", "? 2 * window_ :", "? 2 * window_ + 1 :", window),
+    "window_a_block_short": ("attention/seqlen.cuh", "rows.first + kRows +", "rows.first +", attention(80, 64)),
+    "window_of_rows_in_holes": ("attention/mask.cuh", "columns_(g.columns)", "columns_(nullptr)", holes),
+    "tail_mask_of_keys": ("attention/mask.cuh", "n < end_ && static_cast", "static_cast", attention(80)),
+    "tail_mask_of_open_tiles": ("attention/mask.cuh", "if (n + kN > end_)", "if (n > end_)", attention(80)),
+    "swapped_fragment_lanes": ("attention/tiles.cuh", "lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2",
+                               "lane % 8 + lane / 8 % 2 * 8, 2 * k + lane / 16", attention(80)),
+    "swapped_fragment_lanes_of_turing": ("attention/sm75.cuh", "left[2] = {a[0], a[1]}", "left[2] = {a[0], a[2]}",
+                                         attention(75)),
+    "barrier_before_rows_are_replaced": ("attention/sm75.cuh", "sync_block();  // nobody", "// nobody", attention(75)),
+    "barrier_after_copies": ("attention/sm80.cuh", "      sync_block();\n", "", attention(80)),
+    "copies_not_waited_for": ("attention/sm80.cuh", "cp_async_wait<0>();", "", attention(80)),
+    "barrier_before_results_leave": ("attention/forward.cuh", "(o, tile, own_row);\n  sync_block();",
+                                     "(o, tile, own_row);", attention(80)),
+    "int32_offset_of_copies": ("attention/sm80.cuh", "(first_ + row) * stride", "int32_t((first_ + row) * stride)",
+                               far),
+    "int32_offset_of_rows": ("attention/tiles.cuh", "(first + row) * stride + pair",
+                             "int32_t((first + row) * stride) + pair",
+                             far),
+    "sums_not_shrunk": ("attention/softmax.cuh", "total_[band][half] * shrink", "total_[band][half]", attention(80)),
+    "gradient_not_turned_back": ("attention/backward.cuh", "low * cos + high * sin", "low * cos - high * sin",
+                                 attention(80, 8)),
+    "delta_dropped": ("attention/backward.cuh", "(at - (kOfKeys", "(at - 0 * (kOfKeys", attention(80)),
+    "bounds_of_texts_not_held": ("attention/seqlen.cuh", "return x < low ? low : x > high ? high : x",
+                                 "return (void)low, (void)high, x", hostile),
+    "schedule_not_held": ("attention/seqlen.cuh", "text < 0 || text >= g.B || row < 0 ||", "", hostile),
+    "positions_not_held": ("attention/rotary.cuh", "(position < 0 ? 0 : position > last ? last : position)",
+                           "(void(last), position)", hostile),
+    "rows_of_nobody": ("attention/seqlen.cuh", "if (t < first || t >= last) zero(t);", "(void(zero), void(first));",
+                       of_nobody),
 }  # fmt: skip
 
+# Attention's copies know heads of up to 32 columns in fp16.
+NARROWED = (
+    ("tiles.cuh", "  if (D <= 64) return body(std::integral_constant<int, 64>());\n", ""),
+    ("tiles.cuh", "  body(std::integral_constant<int, 128>());\n", ""),
+    ("sm80.cu", "BFloat16", "Half"),
+)
 
-def write(folder: Path) -> None:
-    """For CMake: a folder for each bug, with the op's file and a binding.h that knows fp32 only, to compile faster."""
+
+def _replaced(text: str, stands: str, wrong: str, name: str) -> str:
+    assert stands in text, f"{name}: the source has changed: so must its copy"
+    return text.replace(stands, wrong)
+
+
+def copies(file: str) -> dict[str, str]:
+    """The files that a bug in `file` is compiled from, by name, made smaller to compile faster."""
+    if file.startswith("attention/"):
+        folder = CSRC / "cuda" / "attention"
+        texts = {path.name: path.read_text() for path in folder.iterdir() if path.name != "attention.cu"}
+        for name, stands, smaller in NARROWED:
+            texts[name] = _replaced(texts[name], stands, smaller, name)
+        return texts
     binding = (CSRC / "cuda" / "binding.h").read_text()
     for dtype in ("BFloat16", "Half"):
         line = f"    case ScalarType::{dtype}: return body(Type<{dtype}>());\n"
-        assert line in binding, "with_type has changed: so must this"
-        binding = binding.replace(line, "")
+        binding = _replaced(binding, line, "", "with_type")
+    return {file: (CSRC / "cuda" / file).read_text(), "binding.h": binding}
+
+
+def write(folder: Path) -> None:
+    """For CMake: a folder for each bug, with copies of the op's files."""
     for name, (op, stands, wrong, _) in BUGS.items():
-        source = (CSRC / "cuda" / f"{op}.cu").read_text()
-        assert stands in source, f"{name}: the kernel has changed: so must its bug"
-        for file, text in ((f"{op}.cu", source.replace(stands, wrong)), ("binding.h", binding)):
-            path = folder / name / file
+        file = op if op.startswith("attention/") else f"{op}.cu"
+        texts, bugged = copies(file), Path(file).name
+        texts[bugged] = _replaced(texts[bugged], stands, wrong, name)
+        for copy, text in texts.items():
+            path = folder / name / copy
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file() or path.read_text() != text:  # what has not changed is not compiled again
                 path.write_text(text)
 
 
-def answer(built: Path, check: object) -> str:
+def answer(built: Path, op: str, check: object) -> str:
     """What the check says of a library, in a process of its own."""
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
@@ -112,7 +185,7 @@ def answer(built: Path, check: object) -> str:
             os.dup2(said.fileno(), 2)
             library.CUDA_ON_HOST = str(built)
             try:
-                with dispatch.use_backend("cuda", *OPS), testing.poisoned():
+                with dispatch.use_backend("cuda", op.partition("/")[0]), testing.poisoned():
                     check()
             except BaseException:
                 traceback.print_exc()
@@ -128,6 +201,7 @@ def answer(built: Path, check: object) -> str:
 if __name__ == "__main__":
     good, folder = map(Path, sys.argv[1:])
     answers = {
-        name: (answer(good, check), answer(folder / f"bug_{name}.so", check)) for name, (*_, check) in BUGS.items()
+        name: [answer(built, op, check) for built in (good, folder / f"bug_{name}.so")]
+        for name, (op, _, _, check) in BUGS.items()
     }
     print(json.dumps(answers))
