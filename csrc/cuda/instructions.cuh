@@ -63,23 +63,7 @@ __device__ __forceinline__ T shuffle_up(T value, int distance) {
 /// A bit for each lane: its value.
 __device__ __forceinline__ uint32_t lanes_where(bool value) { return __ballot_sync(0xffffffffu, value); }
 
-/// The bits of lanes_where below this lane's own.
-__device__ __forceinline__ int count_below(uint32_t bits) { return __popc(bits & ((1u << lane_of_thread()) - 1)); }
 __device__ __forceinline__ int count_bits(uint32_t bits) { return __popc(bits); }
-
-/// The sum over the lanes, the same in each of them.
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-  return value;
-}
-
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
-  return value;
-}
 
 // ---- tensor cores: one warp, fragments as PTX lays them out (g = lane / 4, t = lane % 4) ----
 
@@ -219,31 +203,6 @@ __device__ __forceinline__ float2 unpack_2(uint32_t bits) {
   T pair[2];
   memcpy(pair, &bits, sizeof(bits));
   return make_float2(to_float(pair[0]), to_float(pair[1]));
-}
-
-// ---- 16 bytes at a time ----
-
-template <class T>
-constexpr int kPerPack = 16 / sizeof(T);
-
-/// The elements at an address aligned to 16 bytes, by one instruction.
-template <class T>
-__device__ __forceinline__ void load_16(T (&to)[kPerPack<T>], const T* from) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(from);
-  memcpy(to, &bits, sizeof(bits));
-}
-
-template <class T>
-__device__ __forceinline__ void store_16(T* to, const T (&from)[kPerPack<T>]) {
-  uint4 bits;
-  memcpy(&bits, from, sizeof(bits));
-  *reinterpret_cast<uint4*>(to) = bits;
-}
-
-/// Whether every row that starts a multiple of `stride` elements after `first` can be read that way.
-template <class T>
-__host__ __device__ __forceinline__ bool rows_of_16(const T* first, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(first) % 16 == 0 && stride % kPerPack<T> == 0;
 }
 
 }  // namespace modernbert_fast::cuda

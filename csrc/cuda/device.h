@@ -1,0 +1,30 @@
+// Where bindings meet torch's device. The host executor has a header of this name (tests/simt/include), found first:
+// include it as <device.h>.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+
+// The dispatch key of STABLE_TORCH_LIBRARY_IMPL.
+#define MODERNBERT_FAST_DEVICE CUDA
+
+namespace modernbert_fast::cuda {
+
+/// For as long as it lives, the device of x is the current one.
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const torch::stable::Tensor& x) : index_(x.get_device_index()), guard_(index_) {}
+  /// The stream that torch works on there.
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+}  // namespace modernbert_fast::cuda
