@@ -142,52 +142,62 @@ __device__ __forceinline__ void products_settle(float (&d)[kEights][4]) {
     asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
 }
 
-#define MODERNBERT_FAST_8(d, i) \
-  "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), "+f"(d[i + 1][0]), "+f"(d[i + 1][1]), "+f"(d[i + 1][2]), \
-      "+f"(d[i + 1][3])
-#define MODERNBERT_FAST_32(d, i) \
-  MODERNBERT_FAST_8(d, i), MODERNBERT_FAST_8(d, i + 2), MODERNBERT_FAST_8(d, i + 4), MODERNBERT_FAST_8(d, i + 6)
-
-// clang-format off
-#define MODERNBERT_FAST_PRODUCTS(T, NAME)                                                                              \
-  template <>                                                                                                          \
-  __device__ __forceinline__ void multiply_by_rows<T>(float(&d)[16][4], const uint32_t(&a)[4], uint64_t b,             \
-                                                      bool adds) {                                                     \
-    asm volatile(                                                                                                      \
-        "{\n.reg .pred adds;\nsetp.ne.b32 adds, %69, 0;\n"                                                             \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " "                                               \
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                      \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                             \
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                             \
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                            \
-        "{%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}"                                                                 \
-        : MODERNBERT_FAST_32(d, 0), MODERNBERT_FAST_32(d, 8)                                                           \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)));                            \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  __device__ __forceinline__ void multiply_by_columns<T>(float(&d)[8][4], const uint32_t(&a)[4], uint64_t b) {         \
-    asm volatile(                                                                                                      \
-        "{\n.reg .pred adds;\nsetp.eq.u32 adds, 0, 0;\n"                                                               \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " "                                                \
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                      \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                            \
-        "{%32, %33, %34, %35}, %36, adds, 1, 1, 1;\n}"                                                                  \
-        : MODERNBERT_FAST_32(d, 0)                                                                                     \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                         \
-  }
-// clang-format on
-
-/// d (64, 128) = a (64, 16) b (128, 16)^T, or d += that: b is 16 columns of 128 rows of a tile.
-template <class T>
-__device__ __forceinline__ void multiply_by_rows(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool adds);
+/// d (64, 8 kEights) = a (64, 16) b (8 kEights, 16)^T, or d += that: b is 16 columns of the rows of a tile.
+template <class T, int kEights>
+__device__ __forceinline__ void multiply_by_rows(float (&d)[kEights][4], const uint32_t (&a)[4], uint64_t b, bool adds);
 
 /// d (64, 64) += a (64, 16) b (16, 64): b is 16 rows of a tile, which start a multiple of 1024 bytes into it.
-template <class T>
-__device__ __forceinline__ void multiply_by_columns(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b);
+template <class T, int kEights>
+__device__ __forceinline__ void multiply_by_columns(float (&d)[kEights][4], const uint32_t (&a)[4], uint64_t b);
+
+// clang-format off
+#define MODERNBERT_FAST_8(d, i) \
+  "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), \
+  "+f"(d[i + 1][0]), "+f"(d[i + 1][1]), "+f"(d[i + 1][2]), "+f"(d[i + 1][3])
+#define MODERNBERT_FAST_32(d, i) \
+  MODERNBERT_FAST_8(d, i), MODERNBERT_FAST_8(d, i + 2), MODERNBERT_FAST_8(d, i + 4), MODERNBERT_FAST_8(d, i + 6)
+#define MODERNBERT_FAST_FIRST_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MODERNBERT_FAST_SECOND_32 \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+#define MODERNBERT_FAST_PRODUCTS(T, NAME) \
+  template <> \
+  __device__ __forceinline__ void multiply_by_rows<T, 16>(float(&d)[16][4], const uint32_t(&a)[4], uint64_t b, \
+                                                          bool adds) { \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %69, 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME \
+                 " {" MODERNBERT_FAST_FIRST_32 MODERNBERT_FAST_SECOND_32 "}, {%64, %65, %66, %67}, %68," \
+                 " adds, 1, 1, 0;\n}" \
+                 : MODERNBERT_FAST_32(d, 0), MODERNBERT_FAST_32(d, 8) \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds))); \
+  } \
+  template <> \
+  __device__ __forceinline__ void multiply_by_rows<T, 8>(float(&d)[8][4], const uint32_t(&a)[4], uint64_t b, \
+                                                         bool adds) { \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %37, 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME \
+                 " {" MODERNBERT_FAST_FIRST_32 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}" \
+                 : MODERNBERT_FAST_32(d, 0) \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds))); \
+  } \
+  template <> \
+  __device__ __forceinline__ void multiply_by_columns<T, 8>(float(&d)[8][4], const uint32_t(&a)[4], uint64_t b) { \
+    asm volatile("{\n.reg .pred adds;\nsetp.eq.u32 adds, 0, 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME \
+                 " {" MODERNBERT_FAST_FIRST_32 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 1;\n}" \
+                 : MODERNBERT_FAST_32(d, 0) \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
+  }
+// clang-format on
 
 MODERNBERT_FAST_PRODUCTS(Half, "f16")
 MODERNBERT_FAST_PRODUCTS(BFloat16, "bf16")
 #undef MODERNBERT_FAST_PRODUCTS
+#undef MODERNBERT_FAST_SECOND_32
+#undef MODERNBERT_FAST_FIRST_32
 #undef MODERNBERT_FAST_32
 #undef MODERNBERT_FAST_8
 

@@ -165,13 +165,13 @@ inline void multiply_later(float (&d)[kEights][4], const uint32_t (&a)[4], bool 
   });
 }
 
-template <class T>
-inline void multiply_by_rows(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+template <class T, int kEights>
+inline void multiply_by_rows(float (&d)[kEights][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
   multiply_later<T>(d, a, adds, [b](int k, int column) { return element_of_tile<T>(b, column, k); });
 }
 
-template <class T>
-inline void multiply_by_columns(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
+template <class T, int kEights>
+inline void multiply_by_columns(float (&d)[kEights][4], const uint32_t (&a)[4], uint64_t b) {
   multiply_later<T>(d, a, true, [b](int k, int column) { return element_of_tile<T>(b, k, column); });
 }
 
