@@ -64,7 +64,8 @@ class Row:
         leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
         widens: for a dtype that it multiplies in fp32, instruction sets with any of which it does not.
         capability: the least compute capability, on CUDA devices.
-        interpreted: dtypes it serves on the CPU too, but only where it is forced and Triton interprets.
+        interpreted: dtypes it serves on the CPU too, but only where it is forced and its kernels are interpreted: by
+            Triton, or as CUDA kernels built by tests/simt.
     """
 
     backend: str
@@ -83,9 +84,9 @@ class Row:
         """Sentences that say why this row cannot, or unless it is forced should not, serve the call."""
         no = []
         if self.devices is not None and call.device not in self.devices:
-            if not (self.interpreted and call.device == "cpu" and forced and _library().interprets_triton()):
+            if not (self.interpreted and call.device == "cpu" and forced and _library().interprets(self.backend)):
                 no.append(f"runs on {' or '.join(self.devices)}, not on {call.device}")
-            elif untrue := call.dtypes - set(self.interpreted):
+            elif untrue := call.dtypes & set(self.dtypes) - set(self.interpreted):
                 no.append(f"Triton's interpreter truncates {', '.join(sorted(_short(d) for d in untrue))}")
         if call.capability is not None and call.capability < self.capability:
             needed, found = (".".join(map(str, pair)) for pair in (self.capability, call.capability))
@@ -138,6 +139,18 @@ def _triton(widths: range, *, tensor_cores: bool = False) -> Row:
     )
 
 
+def _cuda(dtypes: tuple[torch.dtype, ...] = (F32, F16, BF16), **limits: Any) -> Row:
+    return Row(
+        "cuda",
+        _native("_ops_cuda"),
+        devices=("cuda",),
+        dtypes=dtypes,
+        capability=(7, 5),
+        interpreted=dtypes,
+        **limits,
+    )
+
+
 _REFERENCE = Row("reference", _python("reference"), devices=None)
 
 # Where a half precision product pays on a CPU: where it multiplies in it. Elsewhere the cpu row computes it in fp32.
@@ -147,11 +160,13 @@ _BLOCK_PRODUCTS = ((BF16, ("amx_bf16",)), (F16, ("amx_fp16",)))
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "padding": (
+        _cuda(FLOATS),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",)),
         _REFERENCE,
     ),
     "layer_norm": (
         _triton(range(1, 4097)),
+        _cuda(widths=range(1, 32769), cannot=("mixed dtypes",)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
@@ -168,6 +183,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "geglu": (
         _triton(range(2, 2**20)),
+        _cuda(cannot=("mixed dtypes",)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),

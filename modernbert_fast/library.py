@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -21,6 +22,9 @@ from modernbert_fast import dispatch
 PACKAGE = pathlib.Path(__file__).resolve().parent
 NAMESPACE = "modernbert_fast"
 NATIVE_NAMESPACE = "modernbert_fast_C"
+# The CUDA ops compiled for CPU tensors by tests/simt: a library, and the namespace of its ops.
+CUDA_ON_HOST = os.environ.get("MODERNBERT_FAST_CUDA_ON_HOST", "")
+HOST_NAMESPACE = "modernbert_fast_host"
 
 _CHECKS = "checks_its_arguments"
 
@@ -86,6 +90,11 @@ def python_backend(package: str) -> Callable[[str], ModuleType]:
     return lambda op: importlib.import_module(f"{NAMESPACE}.{package}.{op}")
 
 
+def interprets(backend: str) -> bool:
+    """Whether kernels written for a GPU run on CPU tensors in this process."""
+    return interprets_triton() if backend == "triton" else backend == "cuda" and CUDA_ON_HOST != ""
+
+
 @functools.cache
 def interprets_triton() -> bool:
     """Whether Triton runs kernels in its interpreter, which takes tensors of any device (TRITON_INTERPRET=1)."""
@@ -98,6 +107,7 @@ def interprets_triton() -> bool:
 
 def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
     """A backend of compiled ops: `torch.ops.modernbert_fast_C.<op>_<function>`, once `library` is loaded."""
+    namespace = HOST_NAMESPACE if library == "_ops_cuda" and CUDA_ON_HOST else NATIVE_NAMESPACE
 
     def load(op: str) -> SimpleNamespace:
         if why := _load_shared(library):
@@ -105,11 +115,11 @@ def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
         functions = {
             overload.partition("::")[2].removeprefix(f"{op}_"): overload.partition("::")[2]
             for overload in torch._C._dispatch_get_all_op_names()
-            if overload.startswith(f"{NATIVE_NAMESPACE}::{op}_")
+            if overload.startswith(f"{namespace}::{op}_")
         }
         if not functions:
             raise ImportError(f"{library} holds no {op}")
-        native = getattr(torch.ops, NATIVE_NAMESPACE)
+        native = getattr(torch.ops, namespace)
         ops = {short: getattr(native, full).default for short, full in functions.items()}
         return SimpleNamespace(**ops, **{_CHECKS: library == "_ops_cpu"})  # a GPU's do not read values
 
@@ -130,10 +140,11 @@ def build_info() -> dict[str, Any]:
 @functools.cache
 def _load_shared(name: str) -> str:
     """Loads `<name>.so`; returns "" or the reason it is not usable here."""
-    path = PACKAGE / f"{name}.so"
+    on_host = name == "_ops_cuda" and CUDA_ON_HOST
+    path = pathlib.Path(CUDA_ON_HOST) if on_host else PACKAGE / f"{name}.so"
     if not path.is_file():
         return f"{name}.so was not built: {build_info().get('parts', {}).get(name, {}).get('reason', 'no build here')}"
-    if name == "_ops_cuda":
+    if name == "_ops_cuda" and not on_host:
         if torch.version.cuda is None:
             return "_ops_cuda.so needs a CUDA build of torch"
         if why := _load_shared("_ops_cpu"):  # the schemas live there

@@ -15,22 +15,11 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../tensors.h"
 #include "dtype.h"
 #include "rope.h"
 
 namespace modernbert_fast::cpu {
-
-// The calls into torch that these avoid cost as much as a short loop.
-inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-inline Tensor as_dtype(const Tensor& x, ScalarType dtype) {
-  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-}
-
-/// x itself if its last dimension is contiguous, else a contiguous copy: the loops take any stride between rows.
-inline Tensor with_contiguous_rows(const Tensor& x) {
-  const int64_t last = x.dim() - 1;
-  return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
-}
 
 /// cu_seqlens (B + 1,) int32, contiguous, after a check that it rises from 0 to total.
 inline Tensor checked_bounds(const Tensor& cu_seqlens, int64_t total) {

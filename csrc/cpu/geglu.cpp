@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../checks/geglu.h"
 #include "binding.h"
 #include "isa/isa.h"
 
@@ -10,14 +11,8 @@ namespace modernbert_fast::cpu {
 
 namespace {
 
-void check_halves(const Tensor& x) {
-  check_dim(x, "x", 2);
-  check_dtype(x, "x", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  check(x.size(1) % 2 == 0, "the last dimension of x holds two halves and must be even, got shape ", x);
-}
-
 Tensor geglu_forward(const Tensor& x_in) {
-  check_halves(x_in);
+  check_geglu(x_in);
   const Tensor x = with_contiguous_rows(x_in);
   const index_t T = x.size(0), F = x.size(1) / 2;
   Tensor y = new_tensor({T, F}, x.scalar_type());
@@ -35,11 +30,8 @@ Tensor geglu_forward(const Tensor& x_in) {
 }
 
 Tensor geglu_backward(const Tensor& dy_in, const Tensor& x_in) {
-  check_halves(x_in);
+  check_geglu_backward(dy_in, x_in);
   const index_t T = x_in.size(0), F = x_in.size(1) / 2;
-  check_shape(dy_in, "dy", {T, F}, "(T, F)");
-  check_dtype(dy_in, "dy", {x_in.scalar_type()});
-  check_same_device(dy_in, "dy", x_in, "x");
   const Tensor dy = with_contiguous_rows(dy_in), x = with_contiguous_rows(x_in);
   Tensor dx = new_tensor({T, 2 * F}, x.scalar_type());
 

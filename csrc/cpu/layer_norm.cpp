@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks/layer_norm.h"
 #include "binding.h"
 #include "bindings.h"
 #include "isa/isa.h"
@@ -22,14 +23,11 @@ float* float_data(const Tensor& x) { return static_cast<float*>(x.mutable_data_p
 /// weight or bias (C,) in fp32; `absent` everywhere if there is none.
 class Affine {
  public:
-  Affine(const std::optional<Tensor>& parameter, const char* name, const Tensor& like, index_t C, float absent) {
+  Affine(const std::optional<Tensor>& parameter, index_t C, float absent) {
     if (!parameter) {
       values_.assign(C, absent);
       return;
     }
-    check_shape(*parameter, name, {C}, "(C,)");
-    check_dtype(*parameter, name, {like.scalar_type(), ScalarType::Float});
-    check_same_device(*parameter, name, like, "x");
     tensor_ = as_contiguous(*parameter);
     if (parameter->scalar_type() == ScalarType::Float) return;
     values_.resize(C);
@@ -44,12 +42,6 @@ class Affine {
   std::vector<float> values_;
 };
 
-void check_matrix(const Tensor& x, const char* name) {
-  check_dim(x, name, 2);
-  check_dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  check(x.size(1) > 0, name, " must have at least one column, got shape ", x);
-}
-
 /// Normalises rows of x: all of them in order, or those that ids name.
 LayerNormResult forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
                         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
@@ -58,8 +50,7 @@ LayerNormResult forward(const Tensor& x_in, const std::optional<Tensor>& ids, co
   std::optional<Tensor> residual;
   if (residual_in) residual = with_contiguous_rows(*residual_in);
   const Tensor& stream = residual ? *residual : x;  // holds the dtype of what is normalised
-  check(weight || !bias, "bias needs a weight");
-  const Affine w(weight, "weight", stream, C, 1.0f), b(bias, "bias", stream, C, 0.0f);
+  const Affine w(weight, C, 1.0f), b(bias, C, 0.0f);
 
   Tensor y = new_tensor({T, C}, stream.scalar_type());
   Tensor sum = residual ? new_tensor({T, C}, stream.scalar_type()) : new_tensor({0}, x.scalar_type());
@@ -94,12 +85,7 @@ LayerNormResult forward(const Tensor& x_in, const std::optional<Tensor>& ids, co
 
 LayerNormResult layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual,
                                    const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
-  check_matrix(x, "x");
-  if (residual) {
-    check_shape(*residual, "residual", {x.size(0), x.size(1)}, "(T, C)");
-    check_dtype(*residual, "residual", {x.scalar_type(), ScalarType::Float});
-    check_same_device(*residual, "residual", x, "x");
-  }
+  check_layer_norm(x, residual, weight, bias);
   return forward(x, std::nullopt, residual, weight, bias, eps);
 }
 
@@ -108,10 +94,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, const Tensor& table,
                                                             const std::optional<Tensor>& weight,
                                                             const std::optional<Tensor>& bias, double eps) {
-  check_matrix(table, "table");
-  check_dim(ids, "ids", 1);
-  check_dtype(ids, "ids", {ScalarType::Int, ScalarType::Long});
-  check_same_device(ids, "ids", table, "table");
+  check_layer_norm_embed(ids, table, weight, bias);
   const Tensor wide = as_contiguous(as_dtype(ids, ScalarType::Long));
   const int64_t* data = static_cast<const int64_t*>(wide.const_data_ptr());
   const index_t V = table.size(0);
@@ -133,28 +116,13 @@ Tensor reduce(const Tensor& partial, index_t blocks, index_t C) {
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy_in, const std::optional<Tensor>& dsum_in,
                                                        const Tensor& x_in, const std::optional<Tensor>& weight,
                                                        bool has_bias, const Tensor& mean_in, const Tensor& rstd_in) {
-  check_matrix(x_in, "x");
+  check_layer_norm_backward(dy_in, dsum_in, x_in, weight, mean_in, rstd_in);
   const index_t T = x_in.size(0), C = x_in.size(1);
-  const auto check_like_x = [&](const Tensor& tensor, const char* name) {
-    check_shape(tensor, name, {T, C}, "(T, C)");
-    check_dtype(tensor, name, {x_in.scalar_type()});
-    check_same_device(tensor, name, x_in, "x");
-  };
-  const auto check_statistic = [&](const Tensor& tensor, const char* name) {
-    check_shape(tensor, name, {T}, "(T,)");
-    check_dtype(tensor, name, {ScalarType::Float});
-    check_same_device(tensor, name, x_in, "x");
-  };
-  check_like_x(dy_in, "dy");
-  if (dsum_in) check_like_x(*dsum_in, "dsum");
-  check_statistic(mean_in, "mean");
-  check_statistic(rstd_in, "rstd");
-
   const Tensor x = with_contiguous_rows(x_in), dy = with_contiguous_rows(dy_in);
   const Tensor mean = as_contiguous(mean_in), rstd = as_contiguous(rstd_in);
   std::optional<Tensor> dsum;
   if (dsum_in) dsum = with_contiguous_rows(*dsum_in);
-  const Affine w(weight, "weight", x, C, 1.0f);
+  const Affine w(weight, C, 1.0f);
 
   const index_t blocks = (T + kRowsPerBlock - 1) / kRowsPerBlock;
   const auto partial_sums = [&](bool wanted) { return new_tensor({wanted ? blocks : 0, C}, ScalarType::Float); };

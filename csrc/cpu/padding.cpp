@@ -1,10 +1,10 @@
 // Padded batch <-> packed rows: checks, allocation, threads. The loops are in padding.inl.h.
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <tuple>
 #include <vector>
 
+#include "../checks/padding.h"
 #include "binding.h"
 #include "isa/isa.h"
 
@@ -12,14 +12,10 @@ namespace modernbert_fast::cpu {
 
 namespace {
 
-constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-
 std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
-  check_dim(mask, "mask", 2);
-  check_dtype(mask, "mask", {ScalarType::Bool, ScalarType::Byte, ScalarType::Int, ScalarType::Long});
+  check_mask(mask);
   const Tensor rows = as_contiguous(mask);
   const index_t B = mask.size(0), S = mask.size(1), element_size = mask.element_size();
-  check(S <= kMaxInt32, "mask has rows of ", S, " columns: positions are int32");
 
   const char* data = static_cast<const char*>(rows.const_data_ptr());
   const Loops& loop = loops();  // outside the threads, where an error would lose its words
@@ -29,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
   });
   for (index_t b = 0; b < B; ++b) start[b + 1] += start[b];
   const index_t T = start[B];
-  check(T <= kMaxInt32, "mask selects ", T, " tokens: cu_seqlens are int32");
+  check_total(T);
 
   Tensor indices = new_tensor({T}, ScalarType::Long);
   Tensor cu_seqlens = new_tensor({B + 1}, ScalarType::Int);
@@ -45,32 +41,13 @@ std::tuple<Tensor, Tensor, Tensor> padding_plan(const Tensor& mask) {
   return {indices, cu_seqlens, positions};
 }
 
-/// x (R, *) as rows of bytes: trailing dimensions contiguous, any stride between rows.
-struct Rows {
-  Tensor x;
-  index_t row_bytes = 1;
-  index_t stride_bytes = 0;
-
-  explicit Rows(const Tensor& tensor) : x(tensor) {
-    index_t row = 1;
-    bool packed = true;
-    for (int64_t axis = x.dim() - 1; axis > 0; --axis) {
-      packed = packed && (x.size(axis) <= 1 || x.stride(axis) == row);
-      row *= x.size(axis);
-    }
-    if (!packed) x = as_contiguous(x);
-    row_bytes = row * x.element_size();
-    stride_bytes = x.stride(0) * static_cast<index_t>(x.element_size());
-  }
-};
-
 Tensor new_rows(const Tensor& x, index_t rows) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes[0] = rows;
   return new_tensor(sizes.data(), x.dim(), x.scalar_type());
 }
 
-void copy_all(const Rows& from, const int64_t* source, Tensor& y) {
+void copy_all(const RowsOfBytes& from, const int64_t* source, Tensor& y) {
   const char* x = static_cast<const char*>(from.x.const_data_ptr());
   char* out = static_cast<char*>(y.mutable_data_ptr());
   if (from.row_bytes == 0) return;
@@ -80,10 +57,8 @@ void copy_all(const Rows& from, const int64_t* source, Tensor& y) {
   });
 }
 
-/// indices (T,) int64, each within [0, rows).
+/// indices (T,), contiguous, each within [0, rows).
 Tensor checked_indices(const Tensor& indices, index_t rows) {
-  check_dim(indices, "indices", 1);
-  check_dtype(indices, "indices", {ScalarType::Long});
   Tensor contiguous = as_contiguous(indices);
   const int64_t* data = static_cast<const int64_t*>(contiguous.const_data_ptr());
   for (index_t t = 0; t < contiguous.size(0); ++t)
@@ -92,30 +67,26 @@ Tensor checked_indices(const Tensor& indices, index_t rows) {
 }
 
 Tensor padding_unpad(const Tensor& x, const Tensor& indices) {
-  check(x.dim() >= 1, "x must have at least one dimension");
-  check_same_device(indices, "indices", x, "x");
+  check_unpad(x, indices);
   const Tensor source = checked_indices(indices, x.size(0));
   Tensor y = new_rows(x, indices.size(0));
-  copy_all(Rows(x), static_cast<const int64_t*>(source.const_data_ptr()), y);
+  copy_all(RowsOfBytes(x), static_cast<const int64_t*>(source.const_data_ptr()), y);
   return y;
 }
 
 Tensor padding_pad(const Tensor& x, const Tensor& indices, int64_t rows) {
-  check(x.dim() >= 1, "x must have at least one dimension");
-  check(rows >= 0, "rows must not be negative, got ", rows);
-  check_same_device(indices, "indices", x, "x");
-  check(indices.dim() == 1 && indices.size(0) == x.size(0), "indices must be (T,) = (", x.size(0), ",), got ", indices);
+  check_pad(x, indices, rows);
   const Tensor target = checked_indices(indices, rows);
   const int64_t* target_data = static_cast<const int64_t*>(target.const_data_ptr());
   std::vector<int64_t> source(rows, -1);  // rows that no index names are zero; the last of equal indices wins
   for (index_t t = 0; t < x.size(0); ++t) source[target_data[t]] = t;
   Tensor y = new_rows(x, rows);
-  copy_all(Rows(x), source.data(), y);
+  copy_all(RowsOfBytes(x), source.data(), y);
   return y;
 }
 
 Tensor padding_tiles(const Tensor& cu_seqlens, int64_t total, int64_t rows) {
-  check(rows >= 1, "rows must be at least 1, got ", rows);
+  check_tiles(cu_seqlens, total, rows);
   const Tensor bounds = checked_bounds(cu_seqlens, total);
   const int32_t* start = static_cast<const int32_t*>(bounds.const_data_ptr());
   const index_t B = bounds.size(0) - 1;

@@ -36,9 +36,30 @@ __device__ __forceinline__ void store_16(T* to, const T (&from)[kPerPack<T>]) {
   *reinterpret_cast<uint4*>(to) = bits;
 }
 
+/// kCount elements: 16 bytes by one instruction where that is what they are, else one by one.
+template <class T, int kCount>
+__device__ __forceinline__ void load(T (&to)[kCount], const T* from) {
+  if constexpr (kCount == kPerPack<T>) {
+    load_16(to, from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = from[i];
+  }
+}
+
+template <class T, int kCount>
+__device__ __forceinline__ void store(T* to, const T (&from)[kCount]) {
+  if constexpr (kCount == kPerPack<T>) {
+    store_16(to, from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = from[i];
+  }
+}
+
 /// Whether every row that starts a multiple of `stride` elements after `first` can be read that way.
 template <class T>
-__host__ __device__ __forceinline__ bool rows_of_16(const T* first, int64_t stride) {
+bool rows_of_16(const T* first, int64_t stride) {
   return reinterpret_cast<uintptr_t>(first) % 16 == 0 && stride % kPerPack<T> == 0;
 }
 

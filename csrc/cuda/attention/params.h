@@ -65,7 +65,9 @@ struct AttentionBackward {
 
 /// Whether keys (and queries, in the backward) are turned once, into memory of their own, rather than each time they
 /// are met: where a row is met by all of its text.
-inline bool turns_beforehand(const AttentionGeometry& g) { return g.positions != nullptr && g.window < 0; }
+__host__ __device__ inline bool turns_beforehand(const AttentionGeometry& g) {
+  return g.positions != nullptr && g.window < 0;
+}
 
 /// Each writes every row of its results: zero where no text has it.
 void attention_forward_sm75(const AttentionForward& args, cudaStream_t stream);  // fp16

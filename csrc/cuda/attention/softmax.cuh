@@ -1,0 +1,83 @@
+// Softmax over scores that come a block at a time: a running peak and total for each row.
+#pragma once
+
+#include <instructions.cuh>
+
+#include <cmath>
+
+#include "tiles.cuh"
+
+namespace modernbert_fast::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+template <int kBands>
+class OnlineSoftmax {
+ public:
+  /// to_log2 > 0: from scores to exponents of two.
+  __device__ __forceinline__ explicit OnlineSoftmax(float to_log2) : to_log2_(to_log2) {
+#pragma unroll
+    for (int band = 0; band < kBands; ++band)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) peak_[band][half] = -INFINITY, total_[band][half] = 0;
+  }
+
+  /// Makes weights of scores, -inf being hidden, and shrinks what was summed with the weights before.
+  template <int kN, int kHead>
+  __device__ __forceinline__ void weigh(Sums<kBands, kN>& scores, Sums<kBands, kHead>& o) {
+#pragma unroll
+    for (int band = 0; band < kBands; ++band)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float peak = peak_[band][half];
+#pragma unroll
+        for (int n = 0; n < kN / 8; ++n)
+          peak = fmaxf(peak, fmaxf(scores.at[band][n][2 * half], scores.at[band][n][2 * half + 1]));
+        peak = fmaxf(peak, shuffle_xor(peak, 1));
+        peak = fmaxf(peak, shuffle_xor(peak, 2));
+        // Rows that have seen nothing yet keep a peak of -inf: nothing minus nothing is not a number.
+        const float base = peak == -INFINITY ? 0 : peak * to_log2_;
+        const float shrink = exp2_approx(fmaf(peak_[band][half], to_log2_, -base));
+        peak_[band][half] = peak;
+        float total = total_[band][half] * shrink;
+#pragma unroll
+        for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            const float weight = exp2_approx(fmaf(scores.at[band][n][i], to_log2_, -base));
+            scores.at[band][n][i] = weight;
+            total += weight;
+          }
+        total_[band][half] = total;
+#pragma unroll
+        for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) o.at[band][n][i] *= shrink;
+      }
+  }
+
+  /// Divides by the totals; calls put(band, half, lse) for the natural logarithm of each row's sum.
+  template <int kHead, class Put>
+  __device__ __forceinline__ void finish(Sums<kBands, kHead>& o, const Put& put) {
+#pragma unroll
+    for (int band = 0; band < kBands; ++band)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float total = total_[band][half];
+        total += shuffle_xor(total, 1);
+        total += shuffle_xor(total, 2);
+        put(band, half, (peak_[band][half] * to_log2_ + log2f(total)) * kLn2);
+        const float part = 1 / total;
+#pragma unroll
+        for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) o.at[band][n][i] *= part;
+      }
+  }
+
+ private:
+  float to_log2_;
+  float peak_[kBands][2], total_[kBands][2];
+};
+
+}  // namespace modernbert_fast::cuda

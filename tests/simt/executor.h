@@ -1,0 +1,30 @@
+// What instructions of a warp ask of the executor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace simt {
+
+constexpr int kLanes = 32;
+
+/// The shared memory that the launch asked for: NaN and poison when a block starts, unreadable beyond its size.
+char* shared_memory();
+/// Ends the launch with an error unless [address, address + bytes) lies inside and is aligned to 16.
+void check_shared(const void* address, size_t bytes, const char* what);
+
+/// All lanes of the warp meet, each with something of its own; the last to come runs `together` on all of it.
+/// Lanes that meet for different purposes, or never, end the launch with an error.
+void meet(const char* purpose, void* own, void (*together)(void* const* of_lanes));
+/// `threads` threads of the block meet at a barrier; 0 is all of them.
+void barrier(int number, int threads);
+
+/// Asynchronous copies of the thread that runs: the target holds poison until the wait that brings the bytes.
+void copy_later(void* to, const void* from, int valid);
+void commit_copies();
+void wait_for_copies(int pending_groups);
+
+/// Ends the launch: the words reach Python as RuntimeError.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace simt
