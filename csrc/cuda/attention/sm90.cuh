@@ -8,6 +8,8 @@
 #include "params.h"
 #include "rotary.cuh"
 #include "seqlen.cuh"
+#include "softmax.cuh"
+#include "tiles.cuh"
 
 namespace modernbert_fast::cuda {
 
@@ -69,7 +71,7 @@ struct TileOrder {
 
 /// Rows from `first` on are of other texts: nothing times infinity is not a number, so they become zero. All consumers.
 template <int kRows>
-__device__ __forceinline__ void clear_rows_from(char* tile, int first) {
+__device__ __forceinline__ void clear_tile_from(char* tile, int first) {
   for (int i = first * 8 + static_cast<int>(threadIdx.x); i < kRows * 8; i += kConsumerThreads)
     *reinterpret_cast<uint4*>(tile + place_in_tile(i / 8, i % 8)) = make_uint4(0, 0, 0, 0);
 }
@@ -94,11 +96,11 @@ __device__ __forceinline__ uint32_t& part(Factors& a, int i, int below) { return
 
 /// Zero from the end of the text on.
 template <class T>
-__device__ __forceinline__ void load_rows(Factors& a, const Plane& plane, int row, int end, int head) {
+__device__ __forceinline__ void load_own_rows(Factors& a, const Plane& plane, int row, int end, int head) {
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
     const int t = row + 8 * below;
-    const T* from = static_cast<const T*>(plane.data) + t * plane.stride_t + head * plane.stride_h + first_own_column();
+    const T* from = of_head<T>(plane, head) + t * plane.stride_t + first_own_column();
 #pragma unroll
     for (int i = 0; i < kHopperHead / 8; ++i)
       part(a, i, below) = t < end ? *reinterpret_cast<const uint32_t*>(from + 8 * i) : 0;
@@ -141,13 +143,13 @@ __device__ __forceinline__ void turn_sums_back(RowSums& sums, const AttentionGeo
 
 /// The rows of the text, times a factor for each.
 template <class T>
-__device__ __forceinline__ void store_rows(const RowSums& sums, const float (&scale)[2], const MutablePlane& plane,
-                                           int row, int end, int head) {
+__device__ __forceinline__ void store_own_rows(const RowSums& sums, const float (&scale)[2], const MutablePlane& plane,
+                                               int row, int end, int head) {
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
     const int t = row + 8 * below;
     if (t >= end) continue;
-    T* to = static_cast<T*>(plane.data) + t * plane.stride_t + head * plane.stride_h + first_own_column();
+    T* to = of_head<T>(plane, head) + t * plane.stride_t + first_own_column();
 #pragma unroll
     for (int i = 0; i < kHopperHead / 8; ++i)
       *reinterpret_cast<uint32_t*>(to + 8 * i) =

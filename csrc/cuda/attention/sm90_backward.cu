@@ -5,8 +5,8 @@
 //   own (dq)   q, gradient     meets k, v            dq += ds k
 //   own (dkv)  k, v            meets q, gradient     dk += ds q, dv += p gradient
 //
-// with p = exp(own . met - lse) and ds = p (own . met of the second planes - delta). Reads 5HD and writes 3HD elements a
-// token; 14 x keys x HD flops.
+// with p = exp(own . met - lse) and ds = p (own . met of the second planes - delta). Reads 5HD and writes 3HD elements
+// a token; 14 x keys x HD flops.
 #include "sm90.cuh"
 
 namespace modernbert_fast::cuda {
@@ -16,8 +16,8 @@ constexpr int kMet = 64, kEights = kMet / 8, kStages = 4;
 using Ring = TileRing<2 * kMet, kStages>;  // a tile of each plane that is met, one below the other
 constexpr int kSecondTile = Ring::kTileBytes / 2;
 constexpr int kStatistics = 2 * kMet;  // floats of a stage: lse as an exponent of two, and delta
-constexpr int kSharedBytes = Ring::kBytes + kStages * kStatistics * static_cast<int>(sizeof(float)) + Ring::kBarrierBytes;
-constexpr float kLog2OfE = 1.4426950408889634f;
+constexpr int kSharedBytes =
+    Ring::kBytes + kStages * kStatistics * static_cast<int>(sizeof(float)) + Ring::kBarrierBytes;
 
 struct Met {
   Ring ring;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void produce(const Met& met, const TileMap& x, const 
     }
     if (lse == nullptr) continue;
     for (int i = lane_of_thread(); i < kMet; i += kWarp) {
-      met.of(step)[i] = row + i < end ? lse[row + i] * kLog2OfE : 0;
+      met.of(step)[i] = row + i < end ? lse[row + i] * kLog2E : 0;
       met.of(step)[kMet + i] = row + i < end ? delta[row + i] : 0;
     }
     barrier_arrive(met.ring.full(step));
@@ -54,14 +54,14 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
                                         const TileOrder<kMet>& order, int head) {
   const AttentionGeometry& g = args.geometry;
   const int row = first_own_row(rows), column = first_own_column();
-  const float to_log2 = g.scale * kLog2OfE;
+  const float to_log2 = g.scale * kLog2E;
   float own_lse[2] = {}, own_delta[2] = {};
   Factors left, second_left;
-  load_rows<T>(left, kOfKeys ? args.k : args.q, row, rows.end, head);
-  load_rows<T>(second_left, kOfKeys ? args.v : args.gradient, row, rows.end, head);
+  load_own_rows<T>(left, kOfKeys ? args.k : args.q, row, rows.end, head);
+  load_own_rows<T>(second_left, kOfKeys ? args.v : args.gradient, row, rows.end, head);
   if (!kOfKeys) {
     Factors o;
-    load_rows<T>(o, args.o, row, rows.end, head);
+    load_own_rows<T>(o, args.o, row, rows.end, head);
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       float sum = 0;
@@ -73,7 +73,7 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
       own_delta[below] = row_sum(sum);
       const int t = row + 8 * below;
       if (t >= rows.end) continue;
-      own_lse[below] = args.lse[head * g.T + t] * kLog2OfE;
+      own_lse[below] = args.lse[head * g.T + t] * kLog2E;
       if (column == 0) args.delta[head * g.T + t] = own_delta[below];
     }
   }
@@ -87,8 +87,8 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
     const int seen = step == 0 ? order.seen : kMet;
     met.ring.wait_full(step);
     if (seen < kMet) {
-      clear_rows_from<kMet>(x, seen);
-      clear_rows_from<kMet>(y, seen);
+      clear_tile_from<kMet>(x, seen);
+      clear_tile_from<kMet>(y, seen);
       cleared();
     }
     products_begin();
@@ -129,22 +129,20 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
   }
 
   if (g.positions != nullptr) turn_sums_back(sums, g, row, rows.end);
-  store_rows<T>(sums, {g.scale, g.scale}, kOfKeys ? args.dk : args.dq, row, rows.end, head);
-  if (kOfKeys) store_rows<T>(dv, {1, 1}, args.dv, row, rows.end, head);
+  store_own_rows<T>(sums, {g.scale, g.scale}, kOfKeys ? args.dk : args.dq, row, rows.end, head);
+  if (kOfKeys) store_own_rows<T>(dv, {1, 1}, args.dv, row, rows.end, head);
 }
 
 template <class T, bool kOfKeys>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    backward_kernel(const AttentionBackward args, const __grid_constant__ TileMap x, const __grid_constant__ TileMap y) {
+    backward_kernel(const AttentionBackward args, const __grid_constant__ TileMap x,
+                    const __grid_constant__ TileMap y) {
   const AttentionGeometry& g = args.geometry;
   const int head = blockIdx.y;
   for_rows_of_no_text(g, [&](index_t t) {
-    const auto clear = [&](const MutablePlane& plane) {
-      T* to = static_cast<T*>(plane.data) + t * plane.stride_t + head * plane.stride_h;
-      for (int d = 0; d < kHopperHead; ++d) to[d] = from_float<T>(0);
-    };
-    clear(kOfKeys ? args.dk : args.dq);
-    if (kOfKeys) clear(args.dv);
+    const MutablePlane& result = kOfKeys ? args.dk : args.dq;
+    clear_row(of_head<T>(result, head), result.stride_t, t, kHopperHead);
+    if (kOfKeys) clear_row(of_head<T>(args.dv, head), args.dv.stride_t, t, kHopperHead);
   });
   const OwnRows rows = own_rows<kHopperRows>(g, blockIdx.x);
   if (rows.first >= rows.end) return;

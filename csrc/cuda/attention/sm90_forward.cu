@@ -1,7 +1,8 @@
 // Attention of global layers on sm_90a, forward, for heads of 64. Reference: modernbert_fast/reference/attention.py.
 //
 // The warpgroups take turns at the tensor cores: one multiplies while the other takes exponentials. A step's scores are
-// multiplied together with the values of the step before. Reads 3HD and writes HD elements a token; 4 x keys x HD flops.
+// multiplied together with the values of the step before. Reads 3HD and writes HD elements a token; 4 x keys x HD
+// flops.
 #include "sm90.cuh"
 
 namespace modernbert_fast::cuda {
@@ -71,14 +72,14 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
   const auto my_turn = [&] { sync_threads(kTurn + consumer, kConsumerThreads); };
   const auto your_turn = [&] { arrive_threads(kTurn + (consumer ^ 1), kConsumerThreads); };
   // A scale of nothing stays above zero, which -inf may not be multiplied by.
-  const float to_log2 = fmaxf(fabsf(g.scale) * 1.4426950408889634f, 1e-30f);
+  const float to_log2 = fmaxf(fabsf(g.scale) * kLog2E, 1e-30f);
 
   Factors q;
   uint32_t p[kKeys / 16][4];
   float s[kEights][4];
   RowSums o = {};
   Softmax softmax;
-  load_rows<T>(q, args.q, row, rows.end, head);
+  load_own_rows<T>(q, args.q, row, rows.end, head);
   if (g.positions != nullptr) turn_rows<T>(q, g, row, rows.end);
   if (g.scale < 0)
 #pragma unroll
@@ -89,7 +90,7 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
   begin_product_by_rows<T>(s, q, rings.keys.tile(0));
   if (order.seen < kKeys) {
     rings.values.wait_full(0);
-    clear_rows_from<kKeys>(rings.values.tile(0), order.seen);
+    clear_tile_from<kKeys>(rings.values.tile(0), order.seen);
     cleared();
   }
   products_wait<0>();
@@ -130,12 +131,11 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
 
   const float total[] = {row_sum(softmax.total[0]), row_sum(softmax.total[1])};
   const float share[] = {1 / total[0], 1 / total[1]};
-  store_rows<T>(o, share, args.o, row, rows.end, head);
+  store_own_rows<T>(o, share, args.o, row, rows.end, head);
 #pragma unroll
   for (int below = 0; below < 2; ++below)
     if (row + 8 * below < rows.end && lane_of_thread() % 4 == 0)
-      args.lse[head * g.T + row + 8 * below] =
-          (softmax.peak[below] * to_log2 + log2f(total[below])) * 0.6931471805599453f;
+      args.lse[head * g.T + row + 8 * below] = (softmax.peak[below] * to_log2 + log2f(total[below])) * kLn2;
 }
 
 template <class T>
@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
                    const __grid_constant__ TileMap values) {
   const int head = blockIdx.y;
   for_rows_of_no_text(args.geometry, [&](index_t t) {
-    T* to = static_cast<T*>(args.o.data) + t * args.o.stride_t + head * args.o.stride_h;
-    for (int d = 0; d < kHopperHead; ++d) to[d] = from_float<T>(0);
+    clear_row(of_head<T>(args.o, head), args.o.stride_t, t, kHopperHead);
     args.lse[head * args.geometry.T + t] = 0;
   });
   const OwnRows rows = own_rows<kHopperRows>(args.geometry, blockIdx.x);

@@ -118,10 +118,10 @@ inline uint64_t factor_in_tile(const void* from) {
 }
 
 inline void products_begin() {}
-inline void products_commit() { simt::commit_work(); }
+inline void products_commit() { simt::commit_products(); }
 template <int kPending>
 inline void products_wait() {
-  simt::wait_for_work(kPending);
+  simt::wait_for_products(kPending);
 }
 template <int kEights>
 inline void products_settle(float (&)[kEights][4]) {}
@@ -155,7 +155,7 @@ inline void multiply_later(float (&d)[kEights][4], const uint32_t (&a)[4], bool 
         }
   });
   const int t = lane_of_thread() % 4;
-  simt::do_later([&d, own, adds, b, t] {
+  simt::multiply_later([&d, own, adds, b, t] {
     for (int i = 0; i < kEights; ++i)
       for (int j = 0; j < 4; ++j) {
         float sum = 0;
