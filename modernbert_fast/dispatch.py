@@ -64,6 +64,7 @@ class Row:
         leaves: for a dtype, instruction sets with which a row below is faster: the CPU must have none.
         widens: for a dtype that it multiplies in fp32, instruction sets with any of which it does not.
         capability: the least compute capability, on CUDA devices.
+        newer: for a dtype, the least compute capability where it is a later one.
         interpreted: dtypes it serves on the CPU too, but only where it is forced and its kernels are interpreted: by
             Triton, or as CUDA kernels built by tests/simt.
     """
@@ -78,6 +79,7 @@ class Row:
     leaves: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     widens: tuple[tuple[torch.dtype, tuple[str, ...]], ...] = ()
     capability: tuple[int, int] = (0, 0)
+    newer: tuple[tuple[torch.dtype, tuple[int, int]], ...] = ()
     interpreted: tuple[torch.dtype, ...] = ()
 
     def objections(self, op: str, call: Call, forced: bool = False) -> list[str]:
@@ -88,9 +90,11 @@ class Row:
                 no.append(f"runs on {' or '.join(self.devices)}, not on {call.device}")
             elif untrue := call.dtypes & set(self.dtypes) - set(self.interpreted):
                 no.append(f"Triton's interpreter truncates {', '.join(sorted(_short(d) for d in untrue))}")
-        if call.capability is not None and call.capability < self.capability:
-            needed, found = (".".join(map(str, pair)) for pair in (self.capability, call.capability))
-            no.append(f"needs compute capability {needed} or later, not {found}")
+        for dtype, capability in ((None, self.capability), *self.newer):
+            if call.capability is None or call.capability >= capability or dtype not in (None, *call.dtypes):
+                continue
+            needed, found = (".".join(map(str, pair)) for pair in (capability, call.capability))
+            no.append(f"needs compute capability {needed} or later{f' for {_short(dtype)}' if dtype else ''}, not {found}")
         if strange := call.dtypes - set(self.dtypes):
             no.append(f"does not take {', '.join(sorted(_short(d) for d in strange))}")
         if self.widths is not None and call.width not in self.widths:
@@ -166,12 +170,13 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "layer_norm": (
         _triton(range(1, 4097)),
-        _cuda(widths=range(1, 32769), cannot=("mixed dtypes",)),
+        _cuda(widths=range(1, 8193), cannot=("mixed dtypes",)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16), cannot=("mixed dtypes",)),
         _REFERENCE,
     ),
     "attention": (
         _triton(range(2, 129, 2), tensor_cores=True),
+        _cuda(HALF, widths=range(16, 129, 16), newer=((BF16, (8, 0)),)),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,

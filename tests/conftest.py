@@ -82,10 +82,21 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(getattr(request, "param", DEVICES[0]))
 
 
+def _op(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue("op") if "op" in request.fixturenames else request.module.OP
+
+
+@pytest.fixture
+def any_dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
+    """float32, or where the row under test does not take it, its first dtype: for what does not depend on the dtype."""
+    (row,) = (row for row in dispatch.TABLE[_op(request)] if row.backend == backend)
+    return torch.float32 if torch.float32 in row.dtypes else row.dtypes[0]
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The row under test, forced for its op; what the package leaves uninitialised is full of NaN."""
-    op = request.getfixturevalue("op") if "op" in request.fixturenames else request.module.OP
+    op = _op(request)
     with dispatch.use_backend(request.param, op), testing.poisoned():
         yield request.param
 

@@ -26,14 +26,10 @@ class Inputs {
          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
          const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale)
       : qkv_(with_contiguous_heads(qkv)), bounds_(checked_bounds(cu_seqlens, qkv.size(0))) {
-    check_same_device(cu_seqlens, "cu_seqlens", qkv, "qkv");
-    check_shape(tiles, "tiles", {tiles.dim() ? tiles.size(0) : 0, 2}, "(N, 2)");
-    check(window >= -1, "window must be -1 (global) or a distance >= 0, got ", window);
+    check_attention(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window);
     for (index_t text = 0; text < texts(); ++text)
       check(start(text + 1) - start(text) <= max_seqlen, "max_seqlen is ", max_seqlen, ", but a text has ",
             start(text + 1) - start(text), " tokens");
-    check(positions.has_value() == cos.has_value() && cos.has_value() == sin.has_value(),
-          "positions, cos and sin come together or not at all");
     args_.dtype = loop_dtype(qkv_);
     args_.qkv = qkv_.const_data_ptr();
     args_.stride_t = qkv_.stride(0);
@@ -48,9 +44,6 @@ class Inputs {
     args_.rotary = tables_ ? tables_->get() : Rotary{};
     args_.columns = nullptr;
     if (!columns) return;
-    check_shape(*columns, "columns", {args_.T}, "(T,)");
-    check_dtype(*columns, "columns", {ScalarType::Int});
-    check_same_device(*columns, "columns", qkv, "qkv");
     columns_ = as_contiguous(*columns);
     args_.columns = static_cast<const int32_t*>(columns_->const_data_ptr());
   }
@@ -142,11 +135,7 @@ Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor&
                           double scale) {
   const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale);
   const AttentionArgs& in = inputs.args();
-  check_shape(d_o_in, "do", {in.T, in.H, in.D}, "(T, H, D)");
-  check_floating(d_o_in, "do");
-  check_shape(o, "o", {in.T, in.H, in.D}, "(T, H, D)");
-  check_shape(lse, "lse", {in.H, in.T}, "(H, T)");
-  check_same_device(d_o_in, "do", qkv, "qkv");
+  check_attention_backward(d_o_in, qkv, o, lse);
   const Tensor d_o = with_contiguous_rows(as_dtype(d_o_in, qkv.scalar_type()));
   Tensor dqkv = new_tensor({in.T, 3, in.H, in.D}, qkv.scalar_type());
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../checks/attention.h"
 #include "../tensors.h"
 #include "dtype.h"
 #include "rope.h"
@@ -81,25 +82,13 @@ inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType dtype)
   return new_tensor(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype);
 }
 
-inline void check_heads(const Tensor& qkv) {
-  check_dim(qkv, "qkv", 4);
-  check_dtype(qkv, "qkv", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  check(qkv.size(1) == 3, "qkv must be (T, 3, H, D), got ", qkv);
-}
-
 /// The rotary arguments of a call on qkv (T, 3, H, D), checked.
 class RotaryTables {
  public:
   RotaryTables(const Tensor& qkv, const Tensor& positions, const Tensor& cos, const Tensor& sin)
       : cos_(as_contiguous(cos)), sin_(as_contiguous(sin)) {
-    check(qkv.size(3) % 2 == 0, "qkv must be (T, 3, H, D) with D even, got ", qkv);
-    check_shape(positions, "positions", {qkv.size(0)}, "(T,)");
-    check_dtype(positions, "positions", {ScalarType::Int, ScalarType::Long});
-    check_same_device(positions, "positions", qkv, "qkv");
-    check_dim(cos, "cos", 2);
+    check_rotary(qkv, positions, cos, sin);
     const int64_t P = cos.size(0);
-    check_table(cos, "cos", P, qkv);
-    check_table(sin, "sin", P, qkv);
     if (positions.scalar_type() == ScalarType::Int)
       read_positions<int32_t>(positions, P);
     else
@@ -111,11 +100,6 @@ class RotaryTables {
   }
 
  private:
-  static void check_table(const Tensor& table, const char* name, int64_t P, const Tensor& qkv) {
-    check_shape(table, name, {P, qkv.size(3) / 2}, "(P, D / 2)");
-    check_dtype(table, name, {ScalarType::Float});
-    check_same_device(table, name, qkv, "qkv");
-  }
   template <class Int>
   void read_positions(const Tensor& positions, int64_t P) {
     const Tensor contiguous = as_contiguous(positions);

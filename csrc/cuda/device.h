@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "launch.cuh"
+
 // The dispatch key of STABLE_TORCH_LIBRARY_IMPL.
 #define MODERNBERT_FAST_DEVICE CUDA
 
@@ -15,6 +17,13 @@ namespace modernbert_fast::cuda {
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor& x) : index_(x.get_device_index()), guard_(index_) {}
+  /// The compute capability of the device, such as 75 or 90.
+  int chip() const {
+    int major = 0, minor = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_));
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index_));
+    return 10 * major + minor;
+  }
   /// The stream that torch works on there.
   cudaStream_t stream() const {
     void* stream = nullptr;

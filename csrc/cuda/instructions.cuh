@@ -40,6 +40,11 @@ __device__ __forceinline__ void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+/// *at = max(*at, value), whichever threads do so at once: the result does not depend on their order.
+__device__ __forceinline__ void atomic_max(int64_t* at, int64_t value) {
+  atomicMax(reinterpret_cast<long long*>(at), static_cast<long long>(value));
+}
+
 // ---- values from other lanes: all 32 take part ----
 
 /// The value of the lane whose number differs by the bits of mask. 4 bytes.

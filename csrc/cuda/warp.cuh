@@ -36,11 +36,12 @@ __device__ __forceinline__ void store_16(T* to, const T (&from)[kPerPack<T>]) {
   *reinterpret_cast<uint4*>(to) = bits;
 }
 
-/// kCount elements: 16 bytes by one instruction where that is what they are, else one by one.
+/// kCount elements: 16 bytes at a time where they are that many, else one by one.
 template <class T, int kCount>
 __device__ __forceinline__ void load(T (&to)[kCount], const T* from) {
-  if constexpr (kCount == kPerPack<T>) {
-    load_16(to, from);
+  if constexpr (kCount % kPerPack<T> == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPerPack<T>) load_16(reinterpret_cast<T(&)[kPerPack<T>]>(to[i]), from + i);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) to[i] = from[i];
@@ -49,8 +50,9 @@ __device__ __forceinline__ void load(T (&to)[kCount], const T* from) {
 
 template <class T, int kCount>
 __device__ __forceinline__ void store(T* to, const T (&from)[kCount]) {
-  if constexpr (kCount == kPerPack<T>) {
-    store_16(to, from);
+  if constexpr (kCount % kPerPack<T> == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPerPack<T>) store_16(to + i, reinterpret_cast<const T(&)[kPerPack<T>]>(from[i]));
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) to[i] = from[i];

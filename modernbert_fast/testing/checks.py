@@ -193,13 +193,13 @@ def check_window(device: torch.device, dtype: torch.dtype, window: int) -> None:
     reach, T = 130, 2 * 130 + 1
     cu_seqlens = torch.tensor([0, 3, 3 + T], dtype=torch.int32, device=device)
     near = (torch.arange(T, device=device) - reach).abs() <= window
-    qkv = torch.zeros(3 + T, 3, 1, 8, dtype=dtype, device=device)
+    qkv = torch.zeros(3 + T, 3, 1, 16, dtype=dtype, device=device)
     qkv[3 + reach, 2] = 1  # one key in the middle has a value
     seen = ops.attention(qkv, cu_seqlens, T, window=window)
     assert torch.equal(seen[3:, 0, 0] != 0, near), f"window {window} sees {int((seen[3:, 0, 0] != 0).sum())} rows"
     assert seen[:3].eq(0).all(), "a neighbour sees the value"
     qkv.requires_grad_()
-    do = torch.zeros(3 + T, 1, 8, dtype=dtype, device=device)
+    do = torch.zeros(3 + T, 1, 16, dtype=dtype, device=device)
     do[3 + reach] = 1  # one query in the middle is listened to
     (dqkv,) = torch.autograd.grad(ops.attention(qkv, cu_seqlens, T, window=window), qkv, do)
     assert torch.equal(dqkv[3:, 2, 0, 0] != 0, near)

@@ -31,9 +31,9 @@ def _layer_norm(dtype: torch.dtype, device: torch.device) -> list[Problem]:
 def _attention(dtype: torch.dtype, device: torch.device) -> list[Problem]:
     lengths = (5, 1, 0, 9, 3)
     return [
-        problems.attention(lengths, 2, 8, dtype, device, rotary=False),
-        problems.attention(lengths, 2, 8, dtype, device, window=2),
-        problems.attention(lengths, 2, 8, dtype, device, window=2, holes=True),
+        problems.attention(lengths, 2, 16, dtype, device, rotary=False),
+        problems.attention(lengths, 2, 16, dtype, device, window=2),
+        problems.attention(lengths, 2, 16, dtype, device, window=2, holes=True),
     ]
 
 

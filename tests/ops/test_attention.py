@@ -10,7 +10,7 @@ from modernbert_fast.testing import assert_same_bits, checks, memory, problems
 
 OP = "attention"
 WINDOWS = (64, -1, 0, 65, 8, 1, 128, -1, 2, 512, 64, 7, 31)
-HEADS = ((2, 64), (1, 32), (3, 8), (1, 128), (1, 64))
+HEADS = ((2, 64), (1, 32), (3, 48), (1, 128), (1, 64))
 LIGHT = 300  # tokens
 CASES = [
     pytest.param(
@@ -100,39 +100,39 @@ def test_repeats(backend, device, dtype):
 
 @pytest.mark.parametrize("claim", [65, 66, 2**31 - 1], ids=["exact", "one more", "INT_MAX"])
 @pytest.mark.parametrize("window", [-1, 8])
-def test_max_seqlen_is_an_upper_bound(backend, device, claim, window):
-    inputs = problems.attention((65, 0, 7), 1, 8, torch.float32, device).inputs()
+def test_max_seqlen_is_an_upper_bound(backend, device, any_dtype, claim, window):
+    inputs = problems.attention((65, 0, 7), 1, 16, any_dtype, device).inputs()
     expected = ops.attention(**inputs, max_seqlen=65, window=window)
     assert_same_bits(ops.attention(**inputs, max_seqlen=claim, window=window), expected)
 
 
 @pytest.mark.parametrize("claim", [64, 1, 0, -1, -(2**31)])
-def test_refuses_max_seqlen(backend, device, claim):
+def test_refuses_max_seqlen(backend, device, any_dtype, claim):
     if device.type != "cpu":
         pytest.skip("values on a device are not read")
-    problem = problems.attention((65, 0, 7), 1, 8, torch.float32, device)
+    problem = problems.attention((65, 0, 7), 1, 16, any_dtype, device)
     inputs = problem.inputs()
     checks.check_refuses(lambda: ops.attention(**inputs, max_seqlen=claim), ValueError, problem)
 
 
-def test_refuses_bounds(backend, device):
-    problem = problems.attention((3, 7), 1, 8, torch.float32, device, rotary=False)
+def test_refuses_bounds(backend, device, any_dtype):
+    problem = problems.attention((3, 7), 1, 16, any_dtype, device, rotary=False)
     qkv = problem.inputs()["qkv"]
     checks.check_refuses_bounds(lambda bounds: ops.attention(qkv, bounds, 10), 10, problem)
 
 
-def test_takes_bounds_that_are_not_contiguous(backend, device):
-    inputs = problems.attention((3, 7, 0, 12), 1, 8, torch.float32, device, window=2).inputs()
+def test_takes_bounds_that_are_not_contiguous(backend, device, any_dtype):
+    inputs = problems.attention((3, 7, 0, 12), 1, 16, any_dtype, device, window=2).inputs()
     expected = ops.attention(**inputs, max_seqlen=12, window=2)
     spread = inputs["cu_seqlens"].repeat_interleave(2)[::2]
     assert_same_bits(ops.attention(**inputs | {"cu_seqlens": spread}, max_seqlen=12, window=2), expected)
 
 
 @pytest.mark.parametrize("value", [-1, 65, 2**31 - 1, -(2**31)])
-def test_refuses_positions(backend, device, value):
+def test_refuses_positions(backend, device, any_dtype, value):
     if device.type != "cpu":
         pytest.skip("values on a device are not read")
-    problem = problems.attention((65, 7), 1, 8, torch.float32, device)
+    problem = problems.attention((65, 7), 1, 16, any_dtype, device)
     inputs = problem.inputs()
     inputs["positions"] = inputs["positions"].clone()
     inputs["positions"][3] = value
@@ -156,16 +156,16 @@ def test_refuses_positions(backend, device, value):
     ids=["two planes", "integers", "no planes", "no cos", "no positions", "short positions", "short columns",
          "float columns", "columns elsewhere", "qkv elsewhere"],
 )  # fmt: skip
-def test_refuses(backend, device, change, error):
-    problem = problems.attention((5, 7), 1, 8, torch.float32, device, window=2, holes=True)
+def test_refuses(backend, device, any_dtype, change, error):
+    problem = problems.attention((5, 7), 1, 16, any_dtype, device, window=2, holes=True)
     inputs = problem.inputs()
     for name, changed in change.items():
         inputs[name] = changed(inputs[name])
     checks.check_refuses(lambda: ops.attention(**inputs, max_seqlen=7, window=2), error, problem)
 
 
-def test_refuses_windows(backend, device):
-    problem = problems.attention((5, 7), 1, 8, torch.float32, device)
+def test_refuses_windows(backend, device, any_dtype):
+    problem = problems.attention((5, 7), 1, 16, any_dtype, device)
     inputs = problem.inputs()
     for window in (-2, -(2**31)):
         checks.check_refuses(lambda w=window: ops.attention(**inputs, max_seqlen=7, window=w), ValueError, problem)

@@ -39,16 +39,16 @@ def test_isolation(op, backend, device, dtype):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-def test_registration(op, backend, device, layout):
+def test_registration(op, backend, device, any_dtype, layout):
     """opcheck, and no registered op of this name goes unasked."""
     asked = set()
-    for problem in each(op, torch.float32, device):
+    for problem in each(op, any_dtype, device):
         asked |= checks.check_registration(problem, layout)
     assert registered(op) <= {name.partition(".")[0] for name in asked}
 
 
-def test_compiled(op, backend, device):
-    for problem in each(op, torch.float32, device):
+def test_compiled(op, backend, device, any_dtype):
+    for problem in each(op, any_dtype, device):
         checks.check_compiled(problem)
 
 

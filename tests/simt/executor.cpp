@@ -1,8 +1,9 @@
 // Runs the kernels of csrc/cuda on the host: a fibre for every thread of a block, one block after another.
 //
 // Between two meetings (barriers, shuffles, products of a warp) the warps run in random order, and so do the lanes of
-// each, so that what only a missing barrier would order comes out differently from one launch to the next. The order
-// is drawn from a counter: a process that does the same things meets the same orders.
+// each, so that what only a missing barrier would order comes out differently from one launch to the next. In every
+// other block a warp goes as far as it can before another one starts. The order is drawn from a counter: a process that
+// does the same things meets the same orders.
 #include "executor.h"
 
 #include <cuda_runtime.h>
@@ -189,20 +190,17 @@ void release(Meeting& meeting) {
 }
 
 void report_standstill() {
-  int stuck = -1, done = 0;
+  int done = 0;
+  std::map<std::string, int> waiting;  // where, and one of the threads
   for (int t = 0; t < block.threads; ++t) {
     done += block.fibres[t].done;
-    if (!block.fibres[t].done && stuck < 0) stuck = t;
+    if (!block.fibres[t].done) waiting[block.fibres[t].waits_for] = t;
   }
-  int other = stuck;
-  for (int t = 0; t < block.threads; ++t)
-    if (!block.fibres[t].done && strcmp(block.fibres[t].waits_for, block.fibres[stuck].waits_for) != 0) other = t;
-  char text[512];
-  snprintf(text, sizeof(text),
-           "block (%u, %u, %u) stands still: thread %d waits at %s, thread %d at %s, %d of %d threads have returned",
-           blockIdx.x, blockIdx.y, blockIdx.z, stuck, block.fibres[stuck].waits_for, other,
-           block.fibres[other].waits_for, done, block.threads);
+  char text[128];
+  snprintf(text, sizeof(text), "block (%u, %u, %u) stands still: %d of %d threads have returned", blockIdx.x,
+           blockIdx.y, blockIdx.z, done, block.threads);
   error = text;
+  for (const auto& [where, thread] : waiting) error += ", thread " + std::to_string(thread) + " waits at " + where;
   block.failed = true;
 }
 
@@ -212,9 +210,11 @@ void run_block() {
   for (Warp& warp : block.warps) warp.meeting = {};
   for (Meeting& meeting : block.barriers) meeting = {};
   const int warps = block.threads / kLanes;
+  const bool far = dice() % 2;
+  int picked = 0;
   while (!block.failed) {
-    const int first = static_cast<int>(dice() % warps);
-    int picked = -1;
+    const int first = far ? picked : static_cast<int>(dice() % warps);
+    picked = -1;
     bool all_done = true;
     for (int i = 0; i < warps && picked < 0; ++i) {
       const int warp = (first + i) % warps;

@@ -71,14 +71,16 @@ __device__ __forceinline__ void turn_back(Sums<kBands, kHead>& sums, const Atten
 #pragma unroll
       for (int n = 0; n < kHead / 16; ++n) {
         if (8 * n >= g.D / 2) continue;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float cos = g.cos[angles + 8 * n + i], sin = g.sin[angles + 8 * n + i];
-          float &low = sums.at[band][n][2 * half + i], &high = sums.at[band][n + kHead / 16][2 * half + i];
+        const float2 cos = *reinterpret_cast<const float2*>(g.cos + angles + 8 * n);
+        const float2 sin = *reinterpret_cast<const float2*>(g.sin + angles + 8 * n);
+        const auto turn = [](float& low, float& high, float cos, float sin) {
           const float turned = low * cos + high * sin;
           high = high * cos - low * sin;
           low = turned;
-        }
+        };
+        float (&low)[4] = sums.at[band][n], (&high)[4] = sums.at[band][n + kHead / 16];
+        turn(low[2 * half], high[2 * half], cos.x, sin.x);
+        turn(low[2 * half + 1], high[2 * half + 1], cos.y, sin.y);
       }
     }
 }
@@ -92,6 +94,7 @@ struct BackwardBlock : Chip::template Backward<kHead> {
   using Statistics = RowStatistics<Shape::kN>;
   static constexpr int kElements = 2 * Shape::kM * kHead + Met::kElements;
   static constexpr int kBytes = kElements * sizeof(T) + (kOfKeys ? Statistics::kFloats : Shape::kM) * sizeof(float);
+  static_assert(kBytes <= Chip::kMostShared, "more shared memory than the chip has");
 };
 
 template <class Chip, class T, int kHead, bool kOfKeys>

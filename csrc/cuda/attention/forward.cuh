@@ -24,6 +24,7 @@ struct ForwardBlock : Chip::template Forward<kHead, kWindowed> {
   static constexpr int kThreads = Shape::kWarps * kWarp, kBands = Shape::kM / Shape::kWarps / 16;
   using Keys = typename Chip::template Stream<T, kHead, Shape::kN, kThreads>;
   static constexpr int kBytes = (Shape::kM * kHead + Keys::kElements) * sizeof(T);
+  static_assert(kBytes <= Chip::kMostShared, "more shared memory than the chip has");
 };
 
 template <class Chip, class T, int kHead, bool kWindowed>

@@ -8,6 +8,8 @@
 namespace modernbert_fast::cuda {
 
 struct Sm75 {
+  static constexpr int kMostShared = 64 << 10;
+
   template <class T>
   __device__ static __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const uint32_t left[2] = {a[0], a[1]}, right[2] = {a[2], a[3]};

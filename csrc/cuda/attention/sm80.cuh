@@ -9,6 +9,8 @@
 namespace modernbert_fast::cuda {
 
 struct Sm80 {
+  static constexpr int kMostShared = 99 << 10;
+
   template <class T>
   __device__ static __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const uint32_t right[2] = {b0, b1};

@@ -36,15 +36,16 @@ class OnlineSoftmax {
         peak = fmaxf(peak, shuffle_xor(peak, 1));
         peak = fmaxf(peak, shuffle_xor(peak, 2));
         // Rows that have seen nothing yet keep a peak of -inf: nothing minus nothing is not a number.
-        const float base = peak == -INFINITY ? 0 : peak * to_log2_;
-        const float shrink = exp2_approx(fmaf(peak_[band][half], to_log2_, -base));
+        const float base = peak == -INFINITY ? 0 : peak;
+        const float shrink = exp2_approx((peak_[band][half] - base) * to_log2_);
         peak_[band][half] = peak;
         float total = total_[band][half] * shrink;
 #pragma unroll
         for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            const float weight = exp2_approx(fmaf(scores.at[band][n][i], to_log2_, -base));
+            // Not one fma with base * to_log2_: the peak's own weight must be 1, or o and the total round apart.
+            const float weight = exp2_approx((scores.at[band][n][i] - base) * to_log2_);
             scores.at[band][n][i] = weight;
             total += weight;
           }

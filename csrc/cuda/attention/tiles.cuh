@@ -26,6 +26,7 @@ __device__ __forceinline__ T* of_head(const MutablePlane& plane, index_t head) {
 template <class T>
 __device__ __forceinline__ void clear_row(T* plane, index_t stride, index_t t, int D) {
   const uint32_t zeros[4] = {};
+#pragma unroll 1
   for (int d = 0; d < D; d += kPerVector)
     store_16<uint32_t>(reinterpret_cast<uint32_t*>(plane + t * stride + d), zeros);
 }
@@ -225,8 +226,8 @@ template <class Chip, class T, int kHead, int kBands, int kN, class Left>
 __device__ __forceinline__ void multiply_by_rows(Sums<kBands, kN>& sums, const Left& a, const T* b) {
   sums.clear();
   const int lane = lane_of_thread();
-  constexpr int kAtOnce = Left::kInRegisters ? kHead / 16 : 2;  // the addresses of more would take registers
-#pragma unroll kAtOnce
+// Where the left side is in shared memory, the addresses of more steps would take the registers that it left.
+#pragma unroll(Left::kInRegisters ? kHead / 16 : 2)
   for (int k = 0; k < kHead / 16; ++k) {
     uint32_t left[kBands][4];
 #pragma unroll

@@ -35,6 +35,9 @@ inline void sync_warp() {
 }
 inline void sync_threads(int barrier, int threads) { simt::barrier(barrier, threads); }
 
+/// Threads change places only where they meet.
+inline void atomic_max(int64_t* at, int64_t value) { *at = std::max(*at, value); }
+
 // ---- values from other lanes ----
 
 /// Each lane gives a value and names the lane whose value it takes.

@@ -1,0 +1,109 @@
+"""What only the attention kernels can get wrong: bounds, schedules and positions that nobody has read before the launch,
+offsets beyond 32 bits, scales of any sign; for each family of chips. Runs where the host executor does
+(tests/test_simt.py).
+"""
+
+import mmap
+
+import pytest
+import torch
+
+from modernbert_fast import dispatch, library, ops
+from modernbert_fast.testing import Guarded, assert_same_bits, problems
+
+pytestmark = pytest.mark.skipif(not library.CUDA_ON_HOST, reason="runs in the process that tests/test_simt.py starts")
+CPU, F16 = torch.device("cpu"), torch.float16
+BIG = 2**31 - 1
+MAP_NORESERVE = 0x4000  # Linux's; the module does not name it
+
+
+@pytest.fixture(autouse=True)
+def forced():
+    with dispatch.use_backend("cuda", "attention"):
+        yield
+
+
+@pytest.fixture(params=["75", "80"])
+def chip(request, monkeypatch) -> str:
+    monkeypatch.setenv("MODERNBERT_FAST_SM", request.param)
+    return request.param
+
+
+def native():
+    """The functions of the CUDA row, below the op's checks of values: what a GPU's kernels are given."""
+    (row,) = (row for row in dispatch.TABLE["attention"] if row.backend == "cuda")
+    return row.load("attention")
+
+
+HOSTILE = [(0, 5, 3, 10), (0, -1, 10), (0, BIG, 10), (-BIG - 1, 4, BIG), (9, 4, 10), (0, 4, 4), (2, 6, 8),
+           (20, 30, 40), (0,)]  # fmt: skip
+
+
+@pytest.mark.parametrize("bounds", HOSTILE, ids=str)
+@pytest.mark.parametrize("window", [-1, 2])
+def test_hostile_bounds(chip, bounds, window):
+    """Nothing outside is read or written, every row of the results is, and with zeros where no text has it."""
+    T, H, D = 10, 1, 32
+    cu_seqlens, texts = torch.tensor(bounds, dtype=torch.int32), len(bounds) - 1
+    qkv, do = Guarded(torch.randn(T, 3, H, D).half()), Guarded(torch.randn(T, H, D).half())
+    positions = torch.tensor([BIG, -1, -BIG - 1, 3, *range(6)], dtype=torch.int32)
+    table = torch.ones(3, D // 2)
+    tiles = torch.tensor([*((text, 0) for text in range(texts)), (texts, 0), (-5, 0), (0, BIG), (0, -64), (0, 64),
+                          (0, 1)], dtype=torch.int32)  # fmt: skip
+    geometry = (cu_seqlens, positions, table, table, None, tiles, T, window, 0.1)
+    o, lse = native().forward(qkv.tensor, *geometry)
+    dqkv = native().backward(do.tensor, qkv.tensor, o, lse, *geometry)
+    of_nobody = [t for t in range(T) if t < bounds[0] or t >= bounds[-1]]
+    for result in (o, lse.T, dqkv):
+        assert result.isfinite().all()
+        assert result[of_nobody].eq(0).all()
+    qkv.check("qkv")
+    do.check("do")
+
+
+def far_apart(x: torch.Tensor) -> torch.Tensor:
+    """The same rows 2^31 + 16 elements apart, in memory that is never touched between them."""
+    step, inside = 2**31 + 16, x[0].numel()
+    size = (step * (x.shape[0] - 1) + inside + 8) * x.element_size()
+    memory = torch.frombuffer(
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE), dtype=x.dtype
+    )
+    return memory.as_strided(x.shape, (step, *x[0].contiguous().stride())).copy_(x)
+
+
+@pytest.mark.parametrize("window", [-1, 1])
+def test_offsets_beyond_32_bits(chip, window):
+    inputs = problems.attention((1, 3), 2, 16, F16, CPU).inputs()
+    near = inputs.pop("qkv")
+    do = torch.randn(4, 2, 16).half()
+    results = []
+    for qkv, gradient in ((near, do), (far_apart(near), far_apart(do))):
+        leaf = qkv.requires_grad_()
+        o = ops.attention(leaf, max_seqlen=3, window=window, **inputs)
+        results.append((o.detach(), *torch.autograd.grad(o, leaf, gradient)))
+    for got, expected in zip(*results, strict=True):
+        assert_same_bits(got.contiguous(), expected)
+
+
+def test_scale_of_any_sign(chip):
+    inputs = problems.attention((70, 3), 1, 32, F16, CPU).inputs()
+    qkv = inputs.pop("qkv")
+    turned = qkv.clone()
+    turned[:, 0] *= -1
+    run = lambda x, scale: ops.attention(x, max_seqlen=70, scale=scale, **inputs)  # noqa: E731
+    assert_same_bits(run(qkv, -0.3), run(turned, 0.3))
+    assert_same_bits(run(qkv, 0.0), run(qkv, 1e-30))
+
+
+def test_refusals(monkeypatch):
+    qkv, bounds = torch.zeros(4, 3, 1, 32), torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(dispatch.NoBackend, match="does not take float32"):
+        ops.attention(qkv, bounds, 4)
+    with pytest.raises(dispatch.NoBackend, match="does not take width 24"):
+        ops.attention(qkv.half()[..., :24], bounds, 4)
+    monkeypatch.setenv("MODERNBERT_FAST_SM", "75")
+    with pytest.raises(ValueError, match="qkv must be float16, got bfloat16"):
+        ops.attention(qkv.bfloat16(), bounds, 4)
+    monkeypatch.setenv("MODERNBERT_FAST_SM", "60")
+    with pytest.raises(ValueError, match="MODERNBERT_FAST_SM=60 is no chip"):
+        ops.attention(qkv.half(), bounds, 4)
