@@ -13,7 +13,7 @@
 
 namespace modernbert_fast::cuda {
 
-constexpr int kHopperHead = 64, kHopperRows = 128;
+constexpr int kHopperRows = 128;
 constexpr int kConsumers = kHopperRows / 64, kConsumerThreads = kConsumers * kWarpgroup;
 constexpr int kHopperThreads = kConsumerThreads + kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
