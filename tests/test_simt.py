@@ -125,11 +125,14 @@ def test_bug_is_seen(answers, name):
     assert re.search("AssertionError|RuntimeError|AddressSanitizer|runtime error|ended without", with_bug), with_bug
 
 
-@pytest.mark.parametrize("op", bugs.OPS)
+OPS = [op for op, rows in dispatch.TABLE.items() if any(row.backend == "cuda" for row in rows)]
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_who_gets_the_cuda_row(monkeypatch, op):
     """GPUs from Turing on; a CPU tensor only where the row is forced and the host runs it."""
     (row,) = (row for row in dispatch.TABLE[op] if row.backend == "cuda")
-    call = dispatch.Call("cuda", frozenset({torch.bfloat16}), 768, capability=(7, 5))
+    call = dispatch.Call("cuda", frozenset({torch.float16}), 64, capability=(7, 5))
     assert not [why for why in row.objections(op, call) if "_ops_cuda" not in why]
     assert row.objections(op, call._replace(capability=(7, 0))) == ["needs compute capability 7.5 or later, not 7.0"]
     on_cpu = call._replace(device="cpu", capability=None)
@@ -138,6 +141,13 @@ def test_who_gets_the_cuda_row(monkeypatch, op):
     monkeypatch.setattr(library, "CUDA_ON_HOST", "somewhere")
     assert row.objections(op, on_cpu) == ["runs on cuda, not on cpu"]
     assert "runs on cuda" not in str(row.objections(op, on_cpu, forced=True))
+
+
+def test_turing_multiplies_no_bfloat16():
+    (row,) = (row for row in dispatch.TABLE["attention"] if row.backend == "cuda")
+    call = dispatch.Call("cuda", frozenset({torch.bfloat16}), 64, capability=(7, 5))
+    assert "needs compute capability 8.0 or later for bfloat16, not 7.5" in row.objections("attention", call)
+    assert "compute capability" not in str(row.objections("attention", call._replace(capability=(8, 0))))
 
 
 PROBES = {  # what probe.cu holds, and what the executor must say of it
