@@ -55,6 +55,14 @@ def attention(chip: int, window: int = -1) -> Callable[[], None]:
     return check
 
 
+def hopper(check: Callable[[problems.Problem], None] = checks.check_accuracy) -> None:
+    os.environ["MODERNBERT_FAST_SM"] = "90"
+    check(problems.attention((129, 3), 1, 64, F16, CPU))
+
+
+leaks_on_hopper = functools.partial(hopper, checks.check_isolation)
+
+
 def holes() -> None:
     right(problems.attention((70, 1, 135), 1, 32, F16, CPU, window=8, holes=True))
 
@@ -132,12 +140,25 @@ BUGS = {
     "schedule_not_held": ("attention/seqlen.cuh", "text < 0 || text >= g.B || row < 0 ||", "", hostile),
     "positions_not_held": ("attention/rotary.cuh", "(position < 0 ? 0 : position > last ? last : position)",
                            "(void(last), position)", hostile),
+    "tiles_of_keys_not_waited_for": ("attention/sm90_forward.cu", "rings.keys.wait_full(step);", "", hopper),
+    "products_not_waited_for": ("attention/sm90_forward.cu", "    products_wait<1>();\n", "", hopper),
+    "tiles_given_back_early": ("attention/sm90_backward.cu", "    products_wait<0>();\n    products_settle(sums);",
+                               "    products_settle(sums);", hopper),
+    "values_of_other_texts": ("attention/sm90_forward.cu", "if (order.seen < kKeys)", "if (false)",
+                              leaks_on_hopper),
+    "tail_mask_of_hopper": ("attention/sm90_forward.cu", "j % 2 >= seen", "j % 2 > seen", hopper),
+    "rows_of_other_texts": ("attention/sm90_backward.cu", "if (seen < kMet)", "if (false)", leaks_on_hopper),
+    "wrong_columns_of_a_factor": ("attention/sm90.cuh", "factor + 2 * i", "factor + i", hopper),
+    "statistics_of_the_step_before": ("attention/sm90_backward.cu", "met.of(step)[met_row]",
+                                      "met.of(step + 1)[met_row]", hopper),
     "rows_of_nobody": ("attention/seqlen.cuh", "if (t < first || t >= last) zero(t);", "(void(zero), void(first));",
                        of_nobody),
 }  # fmt: skip
 
 # Attention's copies know heads of up to 32 columns in fp16.
 NARROWED = (
+    ("sm90_forward.cu", "forward<BFloat16>", "forward<Half>"),
+    ("sm90_backward.cu", "backward<BFloat16>", "backward<Half>"),
     ("tiles.cuh", "  if (D <= 64) return body(std::integral_constant<int, 64>());\n", ""),
     ("tiles.cuh", "  body(std::integral_constant<int, 128>());\n", ""),
     ("sm80.cu", "BFloat16", "Half"),
@@ -153,9 +174,15 @@ def copies(file: str) -> dict[str, str]:
     """The files that a bug in `file` is compiled from, by name, made smaller to compile faster."""
     if file.startswith("attention/"):
         folder = CSRC / "cuda" / "attention"
-        texts = {path.name: path.read_text() for path in folder.iterdir() if path.name != "attention.cu"}
+        chips = ("sm90",) if "sm90" in file else ("sm75", "sm80")
+        texts = {
+            path.name: path.read_text()
+            for path in folder.iterdir()
+            if path.suffix != ".cu" or path.name.startswith(chips)
+        }
         for name, stands, smaller in NARROWED:
-            texts[name] = _replaced(texts[name], stands, smaller, name)
+            if name in texts:
+                texts[name] = _replaced(texts[name], stands, smaller, name)
         return texts
     binding = (CSRC / "cuda" / "binding.h").read_text()
     for dtype in ("BFloat16", "Half"):

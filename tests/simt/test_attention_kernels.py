@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, library, ops
-from modernbert_fast.testing import Guarded, assert_same_bits, problems
+from modernbert_fast.testing import Guarded, assert_same_bits, checks, problems
 
 pytestmark = pytest.mark.skipif(not library.CUDA_ON_HOST, reason="runs in the process that tests/test_simt.py starts")
 CPU, F16 = torch.device("cpu"), torch.float16
@@ -23,10 +23,15 @@ def forced():
         yield
 
 
-@pytest.fixture(params=["75", "80"])
+@pytest.fixture(params=["75", "80", "90"])
 def chip(request, monkeypatch) -> str:
     monkeypatch.setenv("MODERNBERT_FAST_SM", request.param)
     return request.param
+
+
+def head(chip: str, other: int) -> int:
+    """Columns of a head that the chip has code of its own for."""
+    return 64 if chip == "90" else other
 
 
 def native():
@@ -43,7 +48,7 @@ HOSTILE = [(0, 5, 3, 10), (0, -1, 10), (0, BIG, 10), (-BIG - 1, 4, BIG), (9, 4, 
 @pytest.mark.parametrize("window", [-1, 2])
 def test_hostile_bounds(chip, bounds, window):
     """Nothing outside is read or written, every row of the results is, and with zeros where no text has it."""
-    T, H, D = 10, 1, 32
+    T, H, D = 10, 1, head(chip, 32)
     cu_seqlens, texts = torch.tensor(bounds, dtype=torch.int32), len(bounds) - 1
     qkv, do = Guarded(torch.randn(T, 3, H, D).half()), Guarded(torch.randn(T, H, D).half())
     positions = torch.tensor([BIG, -1, -BIG - 1, 3, *range(6)], dtype=torch.int32)
@@ -74,9 +79,9 @@ def far_apart(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("window", [-1, 1])
 def test_offsets_beyond_32_bits(chip, window):
-    inputs = problems.attention((1, 3), 2, 16, F16, CPU).inputs()
+    inputs = problems.attention((1, 3), 2, head(chip, 16), F16, CPU).inputs()
     near = inputs.pop("qkv")
-    do = torch.randn(4, 2, 16).half()
+    do = torch.randn(4, 2, near.shape[3]).half()
     results = []
     for qkv, gradient in ((near, do), (far_apart(near), far_apart(do))):
         leaf = qkv.requires_grad_()
@@ -87,13 +92,25 @@ def test_offsets_beyond_32_bits(chip, window):
 
 
 def test_scale_of_any_sign(chip):
-    inputs = problems.attention((70, 3), 1, 32, F16, CPU).inputs()
+    inputs = problems.attention((70, 3), 1, head(chip, 32), F16, CPU).inputs()
     qkv = inputs.pop("qkv")
     turned = qkv.clone()
     turned[:, 0] *= -1
     run = lambda x, scale: ops.attention(x, max_seqlen=70, scale=scale, **inputs)  # noqa: E731
     assert_same_bits(run(qkv, -0.3), run(turned, 0.3))
     assert_same_bits(run(qkv, 0.0), run(qkv, 1e-30))
+
+
+@pytest.mark.parametrize("chip", ["90"], indirect=True)
+@pytest.mark.parametrize("dtype", [F16, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(1,), (128,), (129, 0, 3), (300,)], ids=str)
+def test_hopper(chip, lengths, dtype):
+    """Global layers by wgmma: the error rule, no leak between texts, the same bits in any order of the warps."""
+    problem = problems.attention(lengths, 1, 64, dtype, CPU)
+    checks.check_accuracy(problem)
+    if len(lengths) > 1:
+        checks.check_isolation(problem)
+        checks.check_repeats(problem)
 
 
 def test_refusals(monkeypatch):

@@ -113,7 +113,7 @@ inline void fence_for_products() {}
 
 /// On the host a factor is an offset into shared memory, in units of 16 bytes as on the GPU.
 inline uint64_t factor_in_tile(const void* from) {
-  simt::check_shared(from, 128, "a factor", 1024);
+  simt::check_shared(from, 64 * 128, "a factor", 1024);
   return (static_cast<const char*>(from) - simt::shared_memory()) / 16;
 }
 
@@ -131,10 +131,8 @@ inline void products_settle(float (&)[kEights][4]) {}
 template <class T>
 inline float element_of_tile(uint64_t factor, int row, int column) {
   const uint64_t address = factor * 16 + row * 128 + column * 2;
-  const char* at = simt::shared_memory() + (address ^ (address >> 7 & 7) << 4);
-  simt::check_shared(at, 2, "a product", 2);
   T element;
-  memcpy(&element, at, 2);
+  memcpy(&element, simt::shared_memory() + (address ^ (address >> 7 & 7) << 4), sizeof(element));
   return to_float(element);
 }
 
