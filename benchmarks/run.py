@@ -1,7 +1,7 @@
 """Times ops and writes benchmarks/results/<machine>/ops-<dtype>.json: python benchmarks/run.py [op ...] [--large].
 
-python benchmarks/run.py models/NAME ... runs benchmarks/models/NAME.py instead, and `compile_report` the costs of the
-Triton kernels on every chip, without one.
+python benchmarks/run.py models/NAME ... or gpu/NAME runs that file of this folder instead, and `compile_report` shows
+the costs of the Triton kernels on every chip, without one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from modernbert_fast import dispatch, timing
 
 
 def main() -> None:
-    if sys.argv[1:2] and sys.argv[1].startswith("models/"):
+    if "/" in "".join(sys.argv[1:2]):
         importlib.import_module(sys.argv[1].replace("/", ".")).main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["compile_report"]:

@@ -1,6 +1,7 @@
 """Fair timing: arms interleaved round by round in one process, medians and spread, memory, machine facts."""
 
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import json
@@ -72,6 +73,7 @@ def interleave(
     warmup: int = 1,
     *,
     rest: float = 0.0,
+    clock: Callable[[Callable[[], Any]], float] | None = None,
     leave_out: Callable[[Arm, Exception], bool] = lambda arm, error: False,
 ) -> list[Measurement]:
     """Times every arm once a round, so that drift of the machine meets all arms alike.
@@ -81,6 +83,7 @@ def interleave(
         rounds: samples per arm, at least 1.
         warmup: untimed runs per arm; at least 1 if any arm has a check.
         rest: idle seconds before each sample, for the threads of the arm before to stop spinning.
+        clock: from an arm's `run` to the seconds of one call; `seconds` unless given.
         leave_out: asked when an arm fails in its warm-up or its check; True times the others without it.
 
     Returns:
@@ -104,7 +107,7 @@ def interleave(
     for _ in range(rounds):
         for (arm, _), taken in zip(peaks, samples, strict=True):
             time.sleep(rest)
-            taken.append(seconds(arm.run))
+            taken.append((clock or seconds)(arm.run))
     return [Measurement(arm.name, tuple(taken), peak) for (arm, peak), taken in zip(peaks, samples, strict=True)]
 
 
@@ -117,6 +120,28 @@ def seconds(run: Callable[[], Any]) -> float:
     elapsed = time.perf_counter() - start
     del result
     return elapsed
+
+
+def device_seconds(run: Callable[[], Any]) -> float:
+    """What one call takes on the GPU, between two events; wall time without one.
+
+    A long write comes first: it empties the caches, and meanwhile the host runs ahead, so that launches cost nothing.
+    """
+    if not torch.cuda.is_available():
+        return seconds(run)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _sweep().zero_()
+    start.record()
+    result = run()
+    end.record()
+    torch.cuda.synchronize()
+    del result
+    return start.elapsed_time(end) / 1e3
+
+
+@functools.cache
+def _sweep() -> torch.Tensor:
+    return torch.empty(2**30, dtype=torch.uint8, device="cuda")  # a quarter of a millisecond
 
 
 def synchronize() -> None:
@@ -191,6 +216,25 @@ def accelerators() -> list[dict[str, Any]]:
     return found
 
 
+def free_memory() -> int | None:
+    """Bytes that the GPU still has; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
+def driver_facts() -> dict[str, str | None]:
+    """What nvidia-smi says of driver, power limit and clocks; None where there is none."""
+    names = {"driver": "driver_version", "power_limit": "power.limit", "max_sm_clock": "clocks.max.sm"}
+    command = ["nvidia-smi", f"--query-gpu={','.join(names.values())}", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return dict.fromkeys(names)
+    return dict(zip(names, map(str.strip, printed.splitlines()[0].split(",")), strict=True))
+
+
 def version(package: str) -> str | None:
     """Installed version of a package, read without importing it."""
     try:
@@ -208,9 +252,9 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, `+changes` if files differ; None when installed."""
-    root = Path(__file__).resolve().parents[1]
+def git_commit(root: Path | None = None) -> str | None:
+    """Commit of a checkout, this package's unless told, `+changes` if files differ; None where there is none."""
+    root = root or Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root)]

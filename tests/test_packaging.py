@@ -203,3 +203,27 @@ def test_cuda_operators_compile_without_a_gpu(tmp_path):
     if importlib.util.find_spec("triton") is not None:  # cuobjdump comes with it
         printed = python(ROOT / "tools" / "lint_cuda.py", tmp_path / "_ops_cuda.so", cwd=tmp_path)
         assert re.search(r"layer_norm_forward_kernel<BFloat16, .* 8> +\d+\n", printed) and "0 faults" in printed
+
+
+RESOURCES = """
+arch = sm_80
+ Function _Z24layer_norm_reduce_kernelv:
+  REG:32 STACK:0 SHARED:0 LOCAL:0
+ Function _Z25layer_norm_forward_kernelIfLi4EEvv:
+  REG:64 STACK:16 SHARED:0 LOCAL:0
+"""
+
+
+def test_spills_and_narrow_loads_are_faults(monkeypatch, capsys):
+    offline = pytest.importorskip("modernbert_fast.kernels.offline")
+    spec = importlib.util.spec_from_file_location("lint_cuda", ROOT / "tools" / "lint_cuda.py")
+    lint_cuda = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lint_cuda)
+    code = "arch = sm_80\n\t\tFunction : _Z25layer_norm_forward_kernelIfLi4EEvv\n  LDG.E.64 R2, [R4] ;\n"
+    monkeypatch.setattr(offline, "cuobjdump", lambda option, _: code if "sass" in option else RESOURCES)
+    assert lint_cuda.main("library") == 1
+    said = capsys.readouterr().out
+    assert re.search(r"layer_norm_forward_kernel<float, 4> +64!16\n", said)
+    assert "sm_80 layer_norm_forward_kernel<float, 4>: 16 bytes of stack" in said
+    assert "sm_80 layer_norm_forward_kernel<float, 4>: no LDG" in said
+    assert "no kernel is called geglu" in said

@@ -15,6 +15,8 @@ CASES = [
     ("attention/sm75.cu", 75, ("HMMA.1688.F32", "LDSM.16.MT88.4", "LDG.E.128", "STS.128"), ("HMMA.16816", "LDGSTS")),
     ("attention/sm80.cu", 80, ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"), ("HMMA.1688",)),
     ("attention/sm80.cu", 86, ("HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"), ("HMMA.1688",)),
+    ("attention/sm90_forward.cu", "90a", ("HGMMA.64x128x16.F32", "HGMMA.64x64x16.F32", "UTMALDG.3D"), ("LDGSTS",)),
+    ("attention/sm90_backward.cu", "90a", ("HGMMA.64x64x16.F32", "UTMALDG.3D"), ("LDGSTS",)),
 ]
 
 
@@ -42,7 +44,7 @@ def test_kernels_compile_to(source, chip, has, has_not, tmp_path):
 
     sass = subprocess.run([cuobjdump(), "-sass", cubin], capture_output=True, text=True, timeout=600).stdout
     kernels = {part.split("\n", 1)[0].strip(): part for part in sass.split("Function : ")[1:]}
-    multiplying = {name: code for name, code in kernels.items() if "HMMA" in code}
+    multiplying = {name: code for name, code in kernels.items() if "HMMA" in code or "HGMMA" in code}
     assert {name for name in kernels if "turn_kernel" not in name} == set(multiplying)
     for name, code in multiplying.items():
         of_bfloat16 = "bfloat16" in name

@@ -38,9 +38,9 @@ def main(library: str) -> int:
 
     chips = sorted({chip for row in table.values() for chip in row}, key=lambda chip: int(re.sub(r"\D", "", chip)))
     width = max(map(len, table), default=0) + 2
-    print(f"{'':<{width}}" + "".join(f"sm_{chip:<7}" for chip in chips))
+    print(f"{'':<{width}}" + "".join(f"sm_{chip:<7}" for chip in chips).rstrip())
     for kernel in sorted(table):
-        print(f"{kernel:<{width}}" + "".join(f"{table[kernel].get(chip, '-'):<10}" for chip in chips))
+        print(f"{kernel:<{width}}" + "".join(f"{table[kernel].get(chip, '-'):<10}" for chip in chips).rstrip())
     print(f"{sum(map(len, table.values()))} kernels, {len(faults)} faults", *faults, sep="\n")
     return 1 if faults else 0
 

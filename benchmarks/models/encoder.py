@@ -102,7 +102,7 @@ def measure(
         """A rival's failure, whatever it is, goes into the record; ours flies."""
         if arm.name in (STOCK, FAST):
             return False
-        missing[arm.name] = reason_of(error)
+        missing[arm.name] = harness.reason_of(error)
         return True
 
     def add(name: str, run: Callable[[], Any], join: Callable[[Any], torch.Tensor] = lambda hidden: hidden) -> None:
@@ -120,7 +120,7 @@ def measure(
             try:
                 run = rival.build(bool(workload.padding) and not singly)
             except Exception as error:  # foreign code: any failure is a reason
-                missing[name] = reason_of(error)
+                missing[name] = harness.reason_of(error)
                 continue
             if singly:
                 add(name, functools.partial(_each, run, texts), _joined)
@@ -156,11 +156,6 @@ def render_ratios(result: dict[str, Any]) -> str:
         value, who = (ratio["ratio"], f" ({ratio['name']})") if isinstance(ratio, dict) else (ratio, "")
         lines.append(f"  {name:<40} {value:>6.2f}{who}")
     return "\n".join([*lines, *(f"  missing: {name}: {reason}" for name, reason in result["missing"].items())])
-
-
-def reason_of(error: Exception) -> str:
-    """The kind of a failure and its first line."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def main(argv: list[str]) -> None:

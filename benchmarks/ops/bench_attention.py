@@ -1,15 +1,21 @@
-"""Flops of the two products over the pairs that see one another; bytes of qkv and the output."""
+"""Flops of the two products over the pairs that see one another; bytes of qkv and the output.
+
+The backward multiplies five times where the forward does twice, reads qkv, o and do and writes dqkv.
+"""
 
 import functools
 
 import torch
 import torch.nn.functional as F
-from harness import Case, both
+from gpu import attention_rivals
+from harness import Case, apart, both
 
+from modernbert_fast.config import SLIDING
 from modernbert_fast.testing import problems
 
 H, D, WINDOW = 12, 64, 64
 BLOCK = 512  # queries that one call of torch's attention takes along the band
+BACKWARD = (2.0, 2.5)  # bytes and flops, of the forward's
 
 
 def cases(T, dtype, device):
@@ -17,7 +23,26 @@ def cases(T, dtype, device):
     for window in (-1, WINDOW):
         problem = problems.attention(lengths, H, D, dtype, device, window=window)
         name = f"{'global' if window < 0 else f'window {window}'}, texts of {', '.join(map(str, lengths))}"
-        yield from both(name, problem, *_cost(lengths, window, dtype), backward=2.5)
+        yield from both(name, problem, *cost(lengths, H, D, window, dtype), backward=BACKWARD)
+
+
+def model_cases(config, lengths, dtype, device):
+    """Both kinds of layer: alone with the rotation inside, and without it against rivals that rotate nothing."""
+    H, D = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    few = lengths[: max(1, 1024 // lengths[0])]
+    for window in (config.window(SLIDING), -1):
+        kind = "global" if window < 0 else f"window {window}"
+        for rotary in (True, False):
+            problem, checked = (
+                problems.attention(texts, H, D, dtype, device, window=window, rotary=rotary) for texts in (lengths, few)
+            )
+            rivals = _none if rotary else functools.partial(attention_rivals.rivals, window=window)
+            name = f"attention {kind}{', rotary inside' if rotary else ''}"
+            yield from apart(name, problem, checked, *cost(lengths, H, D, window, dtype), BACKWARD, rivals)
+
+
+def _none(problem):
+    return {}
 
 
 def large_cases(dtype, device):
@@ -31,7 +56,7 @@ def large_cases(dtype, device):
 def _one_text(T, window, rival, plain, dtype, device):
     problem = problems.attention((T,), H, D, dtype, device, window=window, rotary=False)
     name = f"{'global' if window < 0 else f'window {window}'}, {T} tokens; torch: {rival}"
-    return Case(name, problem.but(plain=plain, grads=()), *_cost((T,), window, dtype), large=True)
+    return Case(name, problem.but(plain=plain, grads=()), *cost((T,), H, D, window, dtype), large=True)
 
 
 def _whole(qkv, cu_seqlens, mask=None):
@@ -64,12 +89,13 @@ def _along_the_band(qkv, cu_seqlens):
     return torch.cat(outputs)
 
 
-def _cost(lengths, window, dtype):
+def cost(lengths, H, D, window, dtype):
     """Bytes and flops of the forward."""
-    pairs = sum(_seen(i, n, window) for n in lengths for i in range(n))
-    return 4 * sum(lengths) * H * D * dtype.itemsize, 4 * pairs * H * D
+    return 4 * sum(lengths) * H * D * dtype.itemsize, 4 * sum(map(functools.partial(pairs, window), lengths)) * H * D
 
 
-def _seen(i, length, window):
-    """Keys that query i of a text sees."""
-    return length if window < 0 else min(length, i + window + 1) - max(0, i - window)
+@functools.cache
+def pairs(window, length):
+    """Queries and keys of a text that see one another."""
+    reach = length if window < 0 else min(window, length - 1)
+    return length * length if window < 0 else length * (2 * reach + 1) - reach * (reach + 1)

@@ -71,7 +71,7 @@ inline Tensor new_tensor(const int64_t* sizes, int64_t dim, ScalarType dtype) {
   for (int64_t axis = 0; axis < dim; ++axis) bytes *= sizes[axis];
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides.data(), dtype_code, aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   want_huge_pages(tensor.mutable_data_ptr(), bytes);

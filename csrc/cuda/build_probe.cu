@@ -23,7 +23,7 @@ void check_cuda(cudaError_t error) {
 int64_t build_probe(const Tensor& x) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   const Tensor arch = torch::stable::new_empty(x, {1}, ScalarType::Int);
   build_probe_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<int*>(arch.mutable_data_ptr()));
   check_cuda(cudaGetLastError());

@@ -67,21 +67,27 @@ def load_pair(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]
     The weights are --model's, or random ones of --preset's shape.
     """
     require("transformers", "hf")
-    from transformers import AutoModel, ModernBertConfig
+    from transformers import AutoModel
 
     dtype = DTYPES[args.dtype]
     try:
         if args.model:
             stock = AutoModel.from_pretrained(folder_of(args.model), dtype=dtype, local_files_only=True)
         else:
-            torch.manual_seed(SEED)
-            config = ModernBertConfig.from_dict(EncoderConfig.preset(args.preset).to_dict())
-            stock = AutoModel.from_config(config, dtype=dtype)
+            stock = random_model(AutoModel, EncoderConfig.preset(args.preset), dtype)
         stock.set_attn_implementation("sdpa")
         stock = stock.to(device).eval()
         return stock, mf.accelerate(twin(stock))
     except (OSError, TypeError, ValueError) as error:
         raise CommandError(f"{args.model}: {error}") from error
+
+
+def random_model(kind: Any, config: EncoderConfig, dtype: torch.dtype) -> Any:
+    """A model of `kind`, one of transformers' Auto classes, with weights drawn from SEED."""
+    from transformers import ModernBertConfig
+
+    torch.manual_seed(SEED)
+    return kind.from_config(ModernBertConfig.from_dict(config.to_dict()), dtype=dtype)
 
 
 def twin(model: torch.nn.Module) -> Any:

@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 
+#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +18,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "queue.h"
 
 #if !defined(__x86_64__)
 #error "the host executor switches stacks in x86-64 assembly"
@@ -68,11 +71,6 @@ constexpr size_t kStack = 256 << 10, kPage = 4096;
 constexpr size_t kMostShared = 227 << 10, kWithoutAsking = 48 << 10, kGuard = 64 << 10;
 constexpr unsigned char kPoison = 0xff;  // NaN in every floating format, -1 in every integer
 
-struct Copy {
-  void* to;
-  unsigned char bytes[16];
-};
-
 struct Fibre {
   uint3 index;
   char* stack = nullptr;
@@ -80,7 +78,8 @@ struct Fibre {
   void* fake_stack = nullptr;  // of ASan
   bool runnable = false, done = false;
   const char* waits_for = nullptr;
-  std::vector<std::vector<Copy>> groups;  // of copies on their way; the last one is open
+  Queue copies, products;
+  const void* parked_at = nullptr;
 };
 
 struct Meeting {
@@ -163,12 +162,14 @@ void start(Fibre& fibre, int thread) {
   fibre.done = false;
   fibre.runnable = true;
   fibre.waits_for = nullptr;
-  fibre.groups.resize(1);
-  fibre.groups.front().clear();
+  fibre.copies.clear();
+  fibre.products.clear();
+  fibre.parked_at = nullptr;
 }
 
 void release(Meeting& meeting) {
-  for (int thread : meeting.threads) block.fibres[thread].runnable = true;
+  for (int thread : meeting.threads)
+    if (thread >= 0) block.fibres[thread].runnable = true;  // the others only arrived
   meeting.threads.clear();
   meeting.purpose = nullptr;
 }
@@ -221,6 +222,20 @@ void run_block() {
   }
 }
 
+/// One more arrival at a barrier: of a thread that waits there, or ~thread if it does not. The last one lets all go.
+void arrive_at(int number, int threads, int thread) {
+  if (number < 0 || number >= kBarriers) fail("barrier %d does not exist", number);
+  const size_t needed = threads == 0 ? block.threads : threads;
+  if (needed % kLanes != 0 || needed > static_cast<size_t>(block.threads)) fail("a barrier of %d threads", threads);
+  Meeting& meeting = block.barriers[number];
+  meeting.threads.push_back(thread);
+  if (meeting.threads.size() < needed) return;
+  std::vector<int> met = meeting.threads;
+  for (int& other : met) other = other < 0 ? ~other : other;
+  move_clocks(met);
+  release(meeting);
+}
+
 cudaError_t refuse(const std::string& why) {
   error = why;
   return cudaErrorInvalidConfiguration;
@@ -253,11 +268,12 @@ void fail(const char* format, ...) {
   abort();
 }
 
-void check_shared(const void* address, size_t bytes, const char* what) {
+void check_shared(const void* address, size_t bytes, const char* what, int alignment) {
   const ptrdiff_t offset = static_cast<const char*>(address) - shared_memory();
   if (offset < 0 || offset + bytes > shared_bytes)
     fail("%s reaches byte %td of %zu bytes of shared memory", what, offset, shared_bytes);
-  if (offset % 16 != 0) fail("%s at byte %td of shared memory, which is not a multiple of 16", what, offset);
+  if (offset % alignment != 0)
+    fail("%s at byte %td of shared memory, which is not a multiple of %d", what, offset, alignment);
 }
 
 void meet(const char* purpose, void* own, void (*together)(void* const* of_lanes)) {
@@ -278,17 +294,9 @@ void meet(const char* purpose, void* own, void (*together)(void* const* of_lanes
 }
 
 void barrier(int number, int threads) {
-  if (number < 0 || number >= kBarriers) fail("barrier %d does not exist", number);
-  const size_t needed = threads == 0 ? block.threads : threads;
-  if (needed % kLanes != 0 || needed > static_cast<size_t>(block.threads)) fail("a barrier of %d threads", threads);
-  Meeting& meeting = block.barriers[number];
-  meeting.threads.push_back(block.running);
   self().runnable = false;
   self().waits_for = number == 0 ? "sync_block" : "sync_threads";
-  if (meeting.threads.size() == needed) {
-    move_clocks(meeting.threads);
-    release(meeting);
-  }
+  arrive_at(number, threads, block.running);
   yield();
 }
 
@@ -296,30 +304,44 @@ void warp_barrier() {
   meet("sync_warp", nullptr, [](void* const*) { move_clocks({block.running}); });
 }
 
+void arrive(int number, int threads) { arrive_at(number, threads, ~block.running); }
+
+void park(const char* purpose, const void* at) {
+  self().runnable = false;
+  self().waits_for = purpose;
+  self().parked_at = at;
+  yield();
+}
+
+void wake(const void* at) {
+  for (int t = 0; t < block.threads; ++t) {
+    Fibre& fibre = block.fibres[t];
+    if (fibre.done || fibre.parked_at != at) continue;
+    fibre.parked_at = nullptr;
+    fibre.runnable = true;
+  }
+}
+
 void copy_later(void* to, const void* from, int valid) {
   if (valid < 0 || valid > 16) fail("cp_async_16 of %d bytes", valid);
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("cp_async_16 from an address that is no multiple of 16");
   check_shared(to, 16, "cp_async_16");
-  Copy copy = {to, {}};
+  std::array<unsigned char, 16> copied = {};
   const unsigned char* bytes = static_cast<const unsigned char*>(from);
-  for (int i = 0; i < valid; ++i) copy.bytes[i] = bytes[i];  // each read is checked
+  for (int i = 0; i < valid; ++i) copied[i] = bytes[i];  // each read is checked
   note_access(to, 16, true);
   memset(to, kPoison, 16);
-  self().groups.back().push_back(copy);
+  self().copies.add([to, copied] {
+    note_access(to, 16, true);
+    memcpy(to, copied.data(), 16);
+  });
 }
+void commit_copies() { self().copies.commit(); }
+void wait_for_copies(int pending_groups) { self().copies.wait(pending_groups); }
 
-void commit_copies() { self().groups.emplace_back(); }
-
-void wait_for_copies(int pending_groups) {
-  auto& groups = self().groups;
-  while (groups.size() > static_cast<size_t>(pending_groups) + 1) {
-    for (const Copy& copy : groups.front()) {
-      note_access(copy.to, 16, true);
-      memcpy(copy.to, copy.bytes, 16);
-    }
-    groups.erase(groups.begin());
-  }
-}
+void multiply_later(std::function<void()> work) { self().products.add(std::move(work)); }
+void commit_products() { self().products.commit(); }
+void wait_for_products(int pending_groups) { self().products.wait(pending_groups); }
 
 cudaError_t allow_shared(const void* kernel, int bytes) {
   if (bytes < 0 || static_cast<size_t>(bytes) > kMostShared) return refuse("no GPU has so much shared memory");

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace simt {
@@ -12,8 +13,8 @@ constexpr int kLanes = 32;
 /// The shared memory that the launch asked for: NaN and poison when a block starts, unreadable beyond its size.
 char* shared_memory();
 size_t shared_size();
-/// Ends the launch with an error unless [address, address + bytes) lies inside and is aligned to 16.
-void check_shared(const void* address, size_t bytes, const char* what);
+/// Ends the launch with an error unless [address, address + bytes) lies inside and is aligned.
+void check_shared(const void* address, size_t bytes, const char* what, int alignment = 16);
 
 /// All lanes of the warp meet, each with something of its own; the last to come runs `together` on all of it.
 /// Lanes that meet for different purposes, or never, end the launch with an error. It orders no memory.
@@ -27,6 +28,18 @@ void barrier(int number, int threads);
 void copy_later(void* to, const void* from, int valid);
 void commit_copies();
 void wait_for_copies(int pending_groups);
+
+/// Arrives at a barrier for `threads` threads without waiting there.
+void arrive(int number, int threads);
+
+/// Waits until some other thread wakes those that wait at this address.
+void park(const char* purpose, const void* at);
+void wake(const void* at);
+
+/// Products of a warpgroup: this thread's part is done when it waits for its group, and no earlier.
+void multiply_later(std::function<void()> work);
+void commit_products();
+void wait_for_products(int pending_groups);
 
 /// Which thread of the block runs; -1 between kernels.
 int running_thread();

@@ -75,7 +75,12 @@ class Inputs {
   const AttentionGeometry& geometry() const { return geometry_; }
   HalfType dtype() const { return qkv_.scalar_type() == ScalarType::Half ? HalfType::kFloat16 : HalfType::kBFloat16; }
   Plane part(int64_t i) const { return plane_of(qkv_, i); }
-  bool is_turing() const { return chip_ < 80; }
+  /// The chip's own function. wgmma is of 9.0 alone, and written for the heads and layers where it pays.
+  template <class Function>
+  Function* choose(Function* sm75, Function* sm80, Function* sm90) const {
+    if (chip_ < 80) return sm75;
+    return chip_ == 90 && geometry_.window < 0 && geometry_.D == kHopperHead ? sm90 : sm80;
+  }
   /// Memory for `planes` of q and k where they are turned beforehand.
   Tensor scratch(int64_t planes) const {
     const bool turns = turns_beforehand(geometry_);
@@ -126,7 +131,7 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
                                  mutable_plane_of(o),
                                  mutable_data<float>(lse),
                                  scratch.mutable_data_ptr()};
-  (inputs.is_turing() ? attention_forward_sm75 : attention_forward_sm80)(args, device.stream());
+  inputs.choose(attention_forward_sm75, attention_forward_sm80, attention_forward_sm90)(args, device.stream());
   return {o, lse};
 }
 
@@ -160,7 +165,7 @@ Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor&
                                   mutable_plane_of(dqkv, 2),
                                   mutable_data<float>(delta),
                                   scratch.mutable_data_ptr()};
-  (inputs.is_turing() ? attention_backward_sm75 : attention_backward_sm80)(args, device.stream());
+  inputs.choose(attention_backward_sm75, attention_backward_sm80, attention_backward_sm90)(args, device.stream());
   return dqkv;
 }
 

@@ -13,6 +13,7 @@ enum class HalfType { kFloat16, kBFloat16 };
 
 constexpr int kTileRows = 64;      // rows of a text that an entry of the schedule stands for
 constexpr int kLargestHead = 128;  // columns of a head; they are a multiple of kHeadMultiple,
+constexpr int kHopperHead = 64;    // the heads that the code of sm_90 is for
 constexpr int kHeadMultiple = 16;  // so that each half of a head, which rotary pairs with the other, is whole 16 bytes
 constexpr int kPlaneAlignment = 16;  // bytes
 
@@ -72,8 +73,9 @@ __host__ __device__ inline bool turns_beforehand(const AttentionGeometry& g) {
 /// Each writes every row of its results: zero where no text has it.
 void attention_forward_sm75(const AttentionForward& args, cudaStream_t stream);  // fp16
 void attention_forward_sm80(const AttentionForward& args, cudaStream_t stream);
-void attention_forward_sm90(const AttentionForward& args, cudaStream_t stream);
+void attention_forward_sm90(const AttentionForward& args, cudaStream_t stream);  // global, kHopperHead
 void attention_backward_sm75(const AttentionBackward& args, cudaStream_t stream);  // fp16
 void attention_backward_sm80(const AttentionBackward& args, cudaStream_t stream);
+void attention_backward_sm90(const AttentionBackward& args, cudaStream_t stream);  // global, kHopperHead
 
 }  // namespace modernbert_fast::cuda

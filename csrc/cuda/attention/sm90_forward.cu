@@ -1,0 +1,184 @@
+// Attention of global layers on sm_90a, forward, for heads of 64. Reference: modernbert_fast/reference/attention.py.
+//
+// The warpgroups take turns at the tensor cores: one multiplies while the other takes exponentials. A step's scores are
+// multiplied together with the values of the step before. Reads 3HD and writes HD elements a token; 4 x keys x HD
+// flops.
+#include "sm90.cuh"
+
+namespace modernbert_fast::cuda {
+namespace {
+
+constexpr int kKeys = 128, kEights = kKeys / 8;
+using Ring = TileRing<kKeys, 3>;
+constexpr int kSharedBytes = 2 * (Ring::kBytes + Ring::kBarrierBytes);
+
+struct Rings {
+  Ring keys, values;
+  __device__ __forceinline__ explicit Rings(char* memory)
+      : keys(memory, memory + 2 * Ring::kBytes),
+        values(memory + Ring::kBytes, memory + 2 * Ring::kBytes + Ring::kBarrierBytes) {}
+};
+
+__device__ __forceinline__ void produce(const Rings& rings, const TileMap& keys, const TileMap& values,
+                                        const TileOrder<kKeys>& order, int head) {
+  const auto copy = [&](const Ring& ring, const TileMap& tiles, int step) {
+    ring.wait_empty(step);
+    barrier_expect(ring.full(step), Ring::kTileBytes);
+    copy_tile(ring.tile(step), tiles, order.row(step), head, ring.full(step));
+  };
+  for (int step = 0; step < order.tiles; ++step) {
+    copy(rings.keys, keys, step);
+    copy(rings.values, values, step);
+  }
+}
+
+/// The running softmax of two rows; scores become weights in place. Queries have taken the sign of the scale.
+struct Softmax {
+  float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, shrink[2];
+
+  /// The first `seen` keys are the text's.
+  template <bool kTail>
+  __device__ __forceinline__ void take(float (&s)[kEights][4], float to_log2, int seen) {
+#pragma unroll
+    for (int i = 0; kTail && i < kEights; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (8 * i + first_own_column() + j % 2 >= seen) s[i][j] = -INFINITY;
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      float highest = peak[below];
+#pragma unroll
+      for (int i = 0; i < kEights; ++i) highest = fmaxf(highest, fmaxf(s[i][2 * below], s[i][2 * below + 1]));
+      highest = fmaxf(highest, shuffle_xor(highest, 1));
+      highest = fmaxf(highest, shuffle_xor(highest, 2));
+      const float base = highest * to_log2;
+      shrink[below] = exp2_approx(fmaf(peak[below], to_log2, -base));
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kEights; ++i)
+#pragma unroll
+        for (int j = 2 * below; j < 2 * below + 2; ++j) sum += s[i][j] = exp2_approx(fmaf(s[i][j], to_log2, -base));
+      total[below] = total[below] * shrink[below] + sum;
+      peak[below] = highest;
+    }
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void consume(const AttentionForward& args, const Rings& rings, const OwnRows& rows,
+                                        const TileOrder<kKeys>& order, int head) {
+  const AttentionGeometry& g = args.geometry;
+  const int consumer = threadIdx.x / kWarpgroup, row = first_own_row(rows);
+  const auto my_turn = [&] { sync_threads(kTurn + consumer, kConsumerThreads); };
+  const auto your_turn = [&] { arrive_threads(kTurn + (consumer ^ 1), kConsumerThreads); };
+  // A scale of nothing stays above zero, which -inf may not be multiplied by.
+  const float to_log2 = fmaxf(fabsf(g.scale) * kLog2E, 1e-30f);
+
+  Factors q;
+  uint32_t p[kKeys / 16][4];
+  float s[kEights][4];
+  RowSums o = {};
+  Softmax softmax;
+  load_own_rows<T>(q, args.q, row, rows.end, head);
+  if (g.positions != nullptr) turn_rows<T>(q, g, row, rows.end);
+  if (g.scale < 0)
+#pragma unroll
+    for (int i = 0; i < kHopperHead / 4; ++i) q[i / 4][i % 4] ^= 0x80008000u;
+
+  rings.keys.wait_full(0);
+  products_begin();
+  begin_product_by_rows<T>(s, q, rings.keys.tile(0));
+  if (order.seen < kKeys) {
+    rings.values.wait_full(0);
+    clear_tile_from<kKeys>(rings.values.tile(0), order.seen);
+    cleared();
+  }
+  products_wait<0>();
+  products_settle(s);
+  rings.keys.release(0);
+  softmax.take<true>(s, to_log2, order.seen);
+  round_to<T>(p, s);
+  if (consumer == 1) your_turn();  // the first consumer begins
+
+  for (int step = 1; step < order.tiles; ++step) {
+    rings.keys.wait_full(step);
+    my_turn();
+    products_begin();
+    begin_product_by_rows<T>(s, q, rings.keys.tile(step));
+    rings.values.wait_full(step - 1);
+    begin_product_by_columns<T>(o, p, rings.values.tile(step - 1));
+    your_turn();
+    products_wait<1>();
+    products_settle(s);
+    rings.keys.release(step);
+    softmax.take<false>(s, to_log2, kKeys);
+    products_wait<0>();
+    products_settle(o);
+    rings.values.release(step - 1);
+#pragma unroll
+    for (int i = 0; i < kHopperHead / 8; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) o[i][j] *= softmax.shrink[j / 2];
+    round_to<T>(p, s);
+  }
+  if (consumer == 0) my_turn();  // takes the turn that nobody else will
+
+  rings.values.wait_full(order.tiles - 1);
+  products_begin();
+  begin_product_by_columns<T>(o, p, rings.values.tile(order.tiles - 1));
+  products_wait<0>();
+  products_settle(o);
+
+  const float total[] = {row_sum(softmax.total[0]), row_sum(softmax.total[1])};
+  const float share[] = {1 / total[0], 1 / total[1]};
+  store_own_rows<T>(o, share, args.o, row, rows.end, head);
+#pragma unroll
+  for (int below = 0; below < 2; ++below)
+    if (row + 8 * below < rows.end && lane_of_thread() % 4 == 0)
+      args.lse[head * g.T + row + 8 * below] = (softmax.peak[below] * to_log2 + log2f(total[below])) * kLn2;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    forward_kernel(const AttentionForward args, const __grid_constant__ TileMap keys,
+                   const __grid_constant__ TileMap values) {
+  const int head = blockIdx.y;
+  for_rows_of_no_text(args.geometry, [&](index_t t) {
+    clear_row(of_head<T>(args.o, head), args.o.stride_t, t, kHopperHead);
+    args.lse[head * args.geometry.T + t] = 0;
+  });
+  const OwnRows rows = own_rows<kHopperRows>(args.geometry, blockIdx.x);
+  if (rows.first >= rows.end) return;
+  const TileOrder<kKeys> order(rows);
+  const Rings rings(shared_memory());
+  if (threadIdx.x == 0) {
+    rings.keys.init(1);
+    rings.values.init(1);
+    barrier_init_done();
+  }
+  sync_block();
+  if (threadIdx.x >= kConsumerThreads) {
+    shrink_registers<kProducerRegisters>();
+    if (threadIdx.x == kConsumerThreads) produce(rings, keys, values, order, head);
+  } else {
+    grow_registers<kConsumerRegisters>();
+    consume<T>(args, rings, rows, order, head);
+  }
+}
+
+template <class T>
+void forward(AttentionForward args, cudaStream_t stream) {
+  const AttentionGeometry& g = args.geometry;
+  if (turns_beforehand(g)) turn_beforehand<T>(g, args.k, args.k, 1, args.turned_k, stream);
+  launch(forward_kernel<T>, attention_grid(g), dim3(kHopperThreads), kSharedBytes, stream, args,
+         tile_map<T>(g, args.k, kKeys), tile_map<T>(g, args.v, kKeys));
+}
+
+}  // namespace
+
+void attention_forward_sm90(const AttentionForward& args, cudaStream_t stream) {
+  if (args.geometry.T == 0) return;
+  args.dtype == HalfType::kFloat16 ? forward<Half>(args, stream) : forward<BFloat16>(args, stream);
+}
+
+}  // namespace modernbert_fast::cuda
