@@ -73,7 +73,7 @@ __host__ __device__ inline bool turns_beforehand(const AttentionGeometry& g) {
 /// Each writes every row of its results: zero where no text has it.
 void attention_forward_sm75(const AttentionForward& args, cudaStream_t stream);  // fp16
 void attention_forward_sm80(const AttentionForward& args, cudaStream_t stream);
-void attention_forward_sm90(const AttentionForward& args, cudaStream_t stream);  // global, kHopperHead
+void attention_forward_sm90(const AttentionForward& args, cudaStream_t stream);    // global, kHopperHead
 void attention_backward_sm75(const AttentionBackward& args, cudaStream_t stream);  // fp16
 void attention_backward_sm80(const AttentionBackward& args, cudaStream_t stream);
 void attention_backward_sm90(const AttentionBackward& args, cudaStream_t stream);  // global, kHopperHead
