@@ -109,18 +109,18 @@ class StagedRows {
     });
   }
 
-  /// Calls put(row, x . y) for each row, in the threads that have a part of it.
+  /// Calls put(row, x . y) for each row, in one of the threads that have a part of it.
   template <class Put>
   __device__ __forceinline__ void dot(const StagedRows& other, const Put& put) const {
     static_assert(kTotal % kThreads == 0, "all lanes of a warp exchange their sums");
-    for_each([&](int i, int row, int) {
+    for_each([&](int i, int row, int pair) {
       float sum = 0;
 #pragma unroll
       for (int word = 0; word < 4; ++word)
         sum += dot(low_[i][word], other.low_[i][word]) + dot(high_[i][word], other.high_[i][word]);
 #pragma unroll
       for (int mask = kPairs / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-      put(row, sum);
+      if (pair == 0) put(row, sum);
     });
   }
 
