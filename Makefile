@@ -87,7 +87,7 @@ wheel: build
 	@grep -oE "modernbert-fast: .*" build/wheel.log; ls -s -h dist/*.whl
 
 test: lint
-	@MALLOC_PERTURB_=128 OMP_WAIT_POLICY=passive timeout 2700 $(BIN)/python -m pytest -q
+	@MALLOC_PERTURB_=128 OMP_WAIT_POLICY=passive timeout 2700 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 bench: build
 	@$(BIN)/python -m pytest -q benchmarks

@@ -72,7 +72,7 @@ class PackedBatch:
             checks.shape("attention_mask", mask, B, S)
             grid = mask != 0
             has_holes = _has_holes(grid)
-            indices, cu_seqlens, positions = padding.plan(grid)  # the host waits here for T, and nowhere else
+            indices, cu_seqlens, positions = padding.plan(grid)  # the host waits here, for T
             columns = positions if has_holes.get() else None
             indices = None if positions.shape[0] == B * S else indices
         max_position = S

@@ -290,6 +290,15 @@ def pick(op: str, call: Call) -> Any:
     return _pick(op, call, _forced.get(op))[1]
 
 
+def chosen(op: str, call: Call) -> str:
+    """Name of the backend that serves `call`.
+
+    Raises:
+        NoBackend: as `pick`.
+    """
+    return _pick(op, call, _forced.get(op))[0]
+
+
 def stands_for(op: str, parts: tuple[str, ...], call: Call) -> bool:
     """Whether `op` may run in place of its `parts`: it has a row of its own for this, and no other is forced."""
     forced = {_forced.get(name) for name in (op, *parts)}

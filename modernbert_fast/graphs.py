@@ -264,6 +264,9 @@ def _objection(model: Any, config: EncoderConfig, batch: PackedBatch, ids: Any, 
     device = batch.cu_seqlens.device
     if why := library.no_graphs(device):
         return why
+    attention = dispatch.call_of(model.final_norm.weight, width=config.hidden_size // config.num_attention_heads)
+    if dispatch.chosen("attention", attention) == "reference":
+        return "the reference row of attention reads bounds on the host"
     if library.wants_gradients():
         return "gradients are wanted: call it under torch.inference_mode()"
     if model.training:

@@ -211,7 +211,7 @@ def _pack(
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ValueError("cu_seq_lens_q and an attention_mask with padding contradict each other")
     keys = kwargs.get("cu_seq_lens_k")
-    if keys is not None and not torch.equal(keys, bounds):
+    if keys is not None and keys is not bounds and not torch.equal(keys, bounds):
         raise ValueError("cu_seq_lens_q and cu_seq_lens_k must be equal in an encoder")
     checks.same_device(given, cu_seq_lens_q=bounds)
     longest = kwargs.get("max_length_q")

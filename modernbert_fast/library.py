@@ -112,7 +112,7 @@ class Reading:
     """
 
     def __init__(self, x: torch.Tensor) -> None:
-        self._values = x.to("cpu", non_blocking=True)
+        self._values = x.to("cpu", non_blocking=x.is_cuda)
         self._ready = torch.cuda.current_stream(x.device).record_event() if x.is_cuda else None
 
     def get(self) -> Any:

@@ -56,7 +56,7 @@ def test_checks_end(tmp_path):
     assert states(cases) <= {"passed", "skipped"} and len(cases) > 30
     assert {case["part"] for case in cases.values()} == {
         "op tests 0",
-        "model,beyond 2^31,sanitizer cuda,sanitizer triton",
+        "model,beyond 2^31,older chips,sanitizer cuda,sanitizer triton",
     }
     assert "## Op tests" in table and "dry" in table.splitlines()[0]
 

@@ -229,6 +229,7 @@ EAGER = {
     "max_position": (contextlib.nullcontext, {"position_ids": torch.arange(33)[None] + 999}, None),
     "DataParallel": (contextlib.nullcontext, {}, lambda model: setattr(model, "_is_replica", True)),
     "holes": (contextlib.nullcontext, {"attention_mask": hf.batch("holes").mask}, None),
+    "reference row of attention": (lambda: dispatch.use_backend("reference", "attention"), {}, None),
 }
 
 

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import harness
-from gpu import huge, journal, model_checks, sanitize, session, sizes
+from gpu import chips, huge, journal, model_checks, sanitize, session, sizes
 
 from modernbert_fast import dispatch
 
@@ -23,6 +23,7 @@ OURS = ("cuda", "triton")
 PARTS = {
     "model": model_checks.cases,
     "beyond 2^31": huge.cases,
+    "older chips": chips.cases,
     **{f"sanitizer {backend}": functools.partial(sanitize.cases, backend) for backend in OURS},
 }
 

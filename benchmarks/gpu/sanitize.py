@@ -1,4 +1,4 @@
-"""compute-sanitizer over the small problems: accesses out of bounds (memcheck), races in shared memory (racecheck)."""
+"""compute-sanitizer over the small problems: accesses out of bounds, races, unwritten memory, divergent barriers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import harness
 from gpu.journal import Case, Skip
 from gpu.sizes import Sizes
 
-TOOLS = ("memcheck", "racecheck")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND = 77  # exit status when the tool has found something
 SECONDS = 150.0
 

@@ -24,6 +24,8 @@ class OnDeviceOf {
     check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index_));
     return 10 * major + minor;
   }
+  /// Whether the device has the tensor core instructions of 9.0, which no other one has.
+  bool has_wgmma() const { return chip() == 90; }
   /// The stream that torch works on there.
   cudaStream_t stream() const {
     void* stream = nullptr;

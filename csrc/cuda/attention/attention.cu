@@ -23,22 +23,31 @@ int chip_for(const OnDeviceOf& device) {
   return chip;
 }
 
-/// x (T, *, H, D) with rows as kernels read them: dense, and each aligned to 16 bytes.
+/// x (T, *, H, D) with rows as kernels read them: dense, apart from each other, and each aligned to 16 bytes.
 Tensor with_aligned_rows(const Tensor& x) {
   bool aligned = x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1;
   for (int64_t axis = 0; axis + 1 < x.dim(); ++axis)
-    aligned = aligned && (x.size(axis) <= 1 || x.stride(axis) * x.element_size() % kPlaneAlignment == 0);
+    aligned = aligned &&
+              (x.size(axis) <= 1 || (x.stride(axis) != 0 && x.stride(axis) * x.element_size() % kPlaneAlignment == 0));
   const Tensor dense = aligned ? x : as_contiguous(x);
   const bool starts = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % kPlaneAlignment == 0;
   return starts ? dense : torch::stable::clone(as_contiguous(dense));
 }
 
+/// The step of an axis; of an axis with one place, whose step may be anything, that of a dense tensor.
+index_t step(const Tensor& x, int64_t axis) {
+  if (x.size(axis) > 1) return x.stride(axis);
+  index_t dense = 1;
+  for (int64_t inner = axis + 1; inner < x.dim(); ++inner) dense *= x.size(inner);
+  return dense;
+}
+
 /// x (T, H, D), or one of three parts of x (T, 3, H, D). Elements are of 2 bytes.
 Plane plane_of(const Tensor& x, int64_t part = 0) {
-  return {data<uint16_t>(x) + part * x.stride(1), x.stride(0), x.stride(x.dim() - 2)};
+  return {data<uint16_t>(x) + part * x.stride(1), step(x, 0), step(x, x.dim() - 2)};
 }
 MutablePlane mutable_plane_of(const Tensor& x, int64_t part = 0) {
-  return {mutable_data<uint16_t>(x) + part * x.stride(1), x.stride(0), x.stride(x.dim() - 2)};
+  return {mutable_data<uint16_t>(x) + part * x.stride(1), step(x, 0), step(x, x.dim() - 2)};
 }
 
 /// The arguments that forward and backward share, checked, and where their copies live.
@@ -47,7 +56,7 @@ class Inputs {
   Inputs(const OnDeviceOf& device, const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
          const Tensor& tiles, int64_t window, double scale)
-      : chip_(chip_for(device)), qkv_(checked(qkv, chip_)) {
+      : chip_(chip_for(device)), has_wgmma_(device.has_wgmma()), qkv_(checked(qkv, chip_)) {
     check_attention(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window);
     check_dim(cu_seqlens, "cu_seqlens", 1);
     check(cu_seqlens.size(0) > 0, "cu_seqlens must be (B + 1,), got ", cu_seqlens);
@@ -79,7 +88,7 @@ class Inputs {
   template <class Function>
   Function* choose(Function* sm75, Function* sm80, Function* sm90) const {
     if (chip_ < 80) return sm75;
-    return chip_ == 90 && geometry_.window < 0 && geometry_.D == kHopperHead ? sm90 : sm80;
+    return chip_ == 90 && has_wgmma_ && geometry_.window < 0 && geometry_.D == kHopperHead ? sm90 : sm80;
   }
   /// Memory for `planes` of q and k where they are turned beforehand.
   Tensor scratch(int64_t planes) const {
@@ -107,6 +116,7 @@ class Inputs {
     return data<T>(copies_.back());
   }
   int chip_;
+  bool has_wgmma_;
   Tensor qkv_;
   std::vector<Tensor> copies_;
   AttentionGeometry geometry_ = {};

@@ -51,13 +51,13 @@ struct Softmax {
       for (int i = 0; i < kEights; ++i) highest = fmaxf(highest, fmaxf(s[i][2 * below], s[i][2 * below + 1]));
       highest = fmaxf(highest, shuffle_xor(highest, 1));
       highest = fmaxf(highest, shuffle_xor(highest, 2));
-      const float base = highest * to_log2;
-      shrink[below] = exp2_approx(fmaf(peak[below], to_log2, -base));
+      // The peak is subtracted before anything is rounded: its own weight is 1 at any size of the scores.
+      shrink[below] = exp2_approx((peak[below] - highest) * to_log2);
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < kEights; ++i)
 #pragma unroll
-        for (int j = 2 * below; j < 2 * below + 2; ++j) sum += s[i][j] = exp2_approx(fmaf(s[i][j], to_log2, -base));
+        for (int j = 2 * below; j < 2 * below + 2; ++j) sum += s[i][j] = exp2_approx((s[i][j] - highest) * to_log2);
       total[below] = total[below] * shrink[below] + sum;
       peak[below] = highest;
     }

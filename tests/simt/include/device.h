@@ -13,6 +13,7 @@ class OnDeviceOf {
   explicit OnDeviceOf(const torch::stable::Tensor&) {}
   /// Runs the code of every chip.
   int chip() const { return 1000; }
+  bool has_wgmma() const { return true; }
   cudaStream_t stream() const { return nullptr; }
 };
 

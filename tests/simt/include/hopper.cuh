@@ -86,7 +86,8 @@ struct TileMap {
 template <class T>
 TileMap tile_map(const void* data, int64_t rows, int64_t heads, int64_t stride_t, int64_t stride_h, int box_rows) {
   constexpr int64_t kBytes = sizeof(T);
-  if (reinterpret_cast<uintptr_t>(data) % 16 || stride_t * kBytes % 16 || stride_h * kBytes % 16 || box_rows > 256)
+  if (reinterpret_cast<uintptr_t>(data) % 16 || stride_t * kBytes % 16 || stride_h * kBytes % 16 || stride_t <= 0 ||
+      stride_h <= 0 || box_rows > 256)
     throw std::runtime_error("CUDA: no tensor map for these strides");
   return {static_cast<const char*>(data), rows, heads, stride_t * kBytes, stride_h * kBytes, box_rows};
 }
