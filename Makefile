@@ -9,7 +9,7 @@
 #   wheel      dist/*.whl with the CPU ops and the CUDA ops of every GPU; MODERNBERT_FAST_CUDA_ARCHS=80 for some
 #   bench      the benchmark suite in small sizes
 #   bench-rivals   installs ONNX Runtime and OpenVINO too, then the encoder against them all (takes an hour)
-#   test-gpu, bench-gpu   all that must hold, and how fast it is, on the GPU of this machine, in under ten minutes each;
+#   test-gpu, bench-gpu   all that must hold, and how fast it is, on the GPU of this machine, in under nine minutes each;
 #              rehearsed on the CPU with DRY=1, or where there is no GPU. PYTHON_GPU=python3 takes that interpreter with
 #              the packages it has, needs no network and installs nothing; also OUTPUT=folder, COMMIT=hash, ARGS=...
 #   test-emulated  the op tests on the loops of instruction sets that this machine lacks, in plain C++
