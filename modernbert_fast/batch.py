@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modernbert_fast.library import Reading
+from modernbert_fast import library
 from modernbert_fast.ops import checks, padding
 
 
@@ -157,10 +157,10 @@ class PackedBatch:
         return grid.view(B, S, *rows.shape[1:])
 
 
-def _has_holes(grid: torch.Tensor) -> Reading:
+def _has_holes(grid: torch.Tensor) -> library.Reading:
     """Whether a row of the grid (B, S) has tokens in more than one run."""
     runs = (grid[:, 1:] > grid[:, :-1]).sum(1) + grid[:, :1].sum(1)
-    return Reading((runs > 1).any())
+    return library.Reading((runs > 1).any())
 
 
 def _grid(position_ids: torch.Tensor, B: int, S: int) -> torch.Tensor:

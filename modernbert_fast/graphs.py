@@ -174,7 +174,7 @@ class Graphs:
             if self._recorder is not None and self._recorder.device != batch.cu_seqlens.device:
                 self._forget()  # the model has moved, and wants its memory back
             why = "torch.compile is at work" if compiling else _objection(model, config, batch, ids, states)
-            why = why or self._follow(model) or self._refused.get(Bucket.of(batch), "")
+            why = why or self._follow(model, config) or self._refused.get(Bucket.of(batch), "")
             if not why and ids is not None:
                 recorder = self._recorder = self._recorder or CudaRecorder(ids.device)
                 with recorder.turn():
@@ -227,12 +227,12 @@ class Graphs:
             self._graphs.popitem(last=False)
         return self._graphs[bucket]
 
-    def _follow(self, model: Any) -> str:
+    def _follow(self, model: Any, config: EncoderConfig) -> str:
         """Forgets every recording once the model is no longer what it was; says why it cannot be recorded at all."""
         if self._watch is None or not self._watch.sees_the_same(model):
             self._forget()
-            self._watch = _Watch(model)
-        return "" if self._watch.is_plain else "a part is hooked, adapted, quantised, cast, replaced or drops out"
+            self._watch = _Watch(model, config)
+        return self._watch.objection
 
     def _forget(self) -> None:
         if self._recorder is not None:
@@ -264,9 +264,6 @@ def _objection(model: Any, config: EncoderConfig, batch: PackedBatch, ids: Any, 
     device = batch.cu_seqlens.device
     if why := library.no_graphs(device):
         return why
-    attention = dispatch.call_of(model.final_norm.weight, width=config.hidden_size // config.num_attention_heads)
-    if dispatch.chosen("attention", attention) == "reference":
-        return "the reference row of attention reads bounds on the host"
     if library.wants_gradients():
         return "gradients are wanted: call it under torch.inference_mode()"
     if model.training:
@@ -296,8 +293,11 @@ class _Watch:
     Looked at before every replay, so in few steps of Python. Holds the model's parts, not the model, which holds it.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.is_plain = _is_plain(model)
+    def __init__(self, model: Any, config: EncoderConfig) -> None:
+        self.objection = "" if _is_plain(model) else "a part is hooked, adapted, quantised, cast, replaced or drops out"
+        attention = dispatch.call_of(model.final_norm.weight, width=config.hidden_size // config.num_attention_heads)
+        if dispatch.chosen("attention", attention) == "reference":
+            self.objection = "the reference row of attention reads bounds on the host"
         self._parts = list(model.modules())[1:]
         own = [part.__dict__ for part in self._parts]
         self._own = own

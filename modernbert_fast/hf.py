@@ -23,12 +23,11 @@ from transformers.modeling_outputs import (
 from transformers.utils import output_capturing
 from transformers.utils.generic import can_return_tuple
 
-from modernbert_fast import encoder, heads, modules
+from modernbert_fast import encoder, heads, library, modules
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.dispatch import host_readable
 from modernbert_fast.graphs import Graphs
-from modernbert_fast.library import Reading
 from modernbert_fast.ops import checks
 
 logger = logging.getLogger("modernbert_fast")
@@ -173,17 +172,17 @@ class ModernBertModel(stock.ModernBertModel):
         return output if return_dict or handover is not None else output.to_tuple()
 
 
-def extreme_ids(table: torch.nn.Module, ids: torch.Tensor | None, mask: torch.Tensor | None) -> Reading | None:
+def extreme_ids(table: torch.nn.Module, ids: torch.Tensor | None, mask: torch.Tensor | None) -> library.Reading | None:
     """The smallest and the largest id of a token; None where the embedding op itself checks, or nobody can."""
     if ids is None or ids.numel() == 0 or host_readable(ids) or torch.compiler.is_compiling():
         return None
     if not hasattr(table, "num_embeddings") or (mask is not None and mask.shape != ids.shape):
         return None
     tokens = ids if mask is None else torch.where(mask != 0, ids, 0)
-    return Reading(torch.stack(torch.aminmax(tokens)))
+    return library.Reading(torch.stack(torch.aminmax(tokens)))
 
 
-def check_ids(table: torch.nn.Module, extremes: Reading | None) -> None:
+def check_ids(table: torch.nn.Module, extremes: library.Reading | None) -> None:
     """Token ids lie inside the table: an IndexError here, where a GPU kernel could only fault."""
     if extremes is None:
         return
