@@ -57,6 +57,17 @@ def poisoned() -> Iterator[None]:
             setattr(owner, name, original)
 
 
+def far_apart(x: torch.Tensor) -> torch.Tensor:
+    """The same rows on the CPU 2^31 + 16 elements apart, in memory that is never touched between them."""
+    step, inside = 2**31 + 16, x[0].numel()
+    size = (step * (x.shape[0] - 1) + inside + 8) * x.element_size()
+    no_reserve = 0x4000  # Linux's MAP_NORESERVE, which the module does not always name
+    memory = torch.frombuffer(
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve), dtype=x.dtype
+    )
+    return memory.as_strided(x.shape, (step, *x[0].contiguous().stride())).copy_(x)
+
+
 class Guarded:
     """A copy of a tensor between guard bands full of poison, in a chosen layout and off any alignment.
 

@@ -3,18 +3,16 @@
 """
 
 import itertools
-import mmap
 
 import pytest
 import torch
 
 from modernbert_fast import dispatch, library, ops
-from modernbert_fast.testing import Guarded, assert_same_bits, checks, problems
+from modernbert_fast.testing import Guarded, assert_same_bits, checks, memory, problems
 
 pytestmark = pytest.mark.skipif(not library.CUDA_ON_HOST, reason="runs in the process that tests/test_simt.py starts")
 CPU, F16 = torch.device("cpu"), torch.float16
 BIG = 2**31 - 1
-MAP_NORESERVE = 0x4000  # Linux's; the module does not name it
 
 
 @pytest.fixture(autouse=True)
@@ -67,23 +65,13 @@ def test_hostile_bounds(chip, bounds, window):
     do.check("do")
 
 
-def far_apart(x: torch.Tensor) -> torch.Tensor:
-    """The same rows 2^31 + 16 elements apart, in memory that is never touched between them."""
-    step, inside = 2**31 + 16, x[0].numel()
-    size = (step * (x.shape[0] - 1) + inside + 8) * x.element_size()
-    memory = torch.frombuffer(
-        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE), dtype=x.dtype
-    )
-    return memory.as_strided(x.shape, (step, *x[0].contiguous().stride())).copy_(x)
-
-
 @pytest.mark.parametrize("window", [-1, 1])
 def test_offsets_beyond_32_bits(chip, window):
     inputs = problems.attention((1, 3), 2, head(chip, 16), F16, CPU).inputs()
     near = inputs.pop("qkv")
     do = torch.randn(4, 2, near.shape[3]).half()
     results = []
-    for qkv, gradient in ((near, do), (far_apart(near), far_apart(do))):
+    for qkv, gradient in ((near, do), (memory.far_apart(near), memory.far_apart(do))):
         leaf = qkv.requires_grad_()
         o = ops.attention(leaf, max_seqlen=3, window=window, **inputs)
         results.append((o.detach(), *torch.autograd.grad(o, leaf, gradient)))

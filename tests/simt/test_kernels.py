@@ -2,18 +2,15 @@
 that warps share. Runs where the host executor does (tests/test_simt.py); the ops' own tests run there too.
 """
 
-import mmap
-
 import pytest
 import torch
 
 from modernbert_fast import dispatch, library, ops
-from modernbert_fast.testing import Guarded, assert_same_bits, checks, problems
+from modernbert_fast.testing import Guarded, assert_same_bits, checks, memory, problems
 
 pytestmark = pytest.mark.skipif(not library.CUDA_ON_HOST, reason="runs in the process that tests/test_simt.py starts")
 CPU, F32 = torch.device("cpu"), torch.float32
 BIG = 2**31 - 1
-MAP_NORESERVE = 0x4000  # Linux's; the module does not name it
 
 
 @pytest.fixture(autouse=True)
@@ -94,15 +91,6 @@ def test_many_texts_go_round():
     checks.check_accuracy(problems.plan(lambda draw: draw.integers(0, 2, 600, 5), CPU))
 
 
-def far_apart(rows: torch.Tensor) -> torch.Tensor:
-    """The same rows 2^31 + 16 elements apart, in memory that is never touched between them."""
-    step = 2**31 + 16
-    size = (step * (rows.shape[0] - 1) + rows.shape[1] + 8) * rows.element_size()
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    memory = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=rows.dtype)
-    return memory.as_strided(rows.shape, (step, 1)).copy_(rows)
-
-
 @pytest.mark.parametrize("C", [8, 13])
 @pytest.mark.parametrize("op", ["padding", "layer_norm", "geglu"])
 def test_offsets_beyond_32_bits(op, C):
@@ -118,7 +106,7 @@ def test_offsets_beyond_32_bits(op, C):
         ],
         "geglu": [lambda x, dy: kernels.forward(x), lambda x, dy: kernels.backward(dy, x)],
     }
-    far, far_dy = far_apart(x), far_apart(dy)
+    far, far_dy = memory.far_apart(x), memory.far_apart(dy)
     for call in calls[op]:
         for got, expected in zip(call(far, far_dy), call(x, dy), strict=True):
             assert_same_bits(got, expected)
