@@ -169,7 +169,7 @@ PROBES = {  # what probe.cu holds, and what the executor must say of it
     "beyond shared": "AddressSanitizer: use-after-poison",
     "beyond global": "AddressSanitizer: heap-buffer-overflow",
     "misaligned": "store to misaligned address",
-    "ldmatrix off": "ldmatrix_x2 at byte .* not a multiple of 16",
+    "ldmatrix off": "ldmatrix_x4 at byte .* not a multiple of 16",
     "too much shared": "no GPU has so much shared memory",
     "not whole warps": "blocks must be whole warps",
 }

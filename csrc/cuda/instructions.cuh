@@ -53,22 +53,11 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-/// The value of that lane.
-template <class T>
-__device__ __forceinline__ T shuffle(T value, int lane) {
-  return __shfl_sync(0xffffffffu, value, lane);
-}
-
 /// The value of the lane `distance` below; the first lanes keep their own.
 template <class T>
 __device__ __forceinline__ T shuffle_up(T value, int distance) {
   return __shfl_up_sync(0xffffffffu, value, distance);
 }
-
-/// A bit for each lane: its value.
-__device__ __forceinline__ uint32_t lanes_where(bool value) { return __ballot_sync(0xffffffffu, value); }
-
-__device__ __forceinline__ int count_bits(uint32_t bits) { return __popc(bits); }
 
 // ---- tensor cores: one warp, fragments as PTX lays them out (g = lane / 4, t = lane % 4) ----
 
@@ -112,19 +101,6 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 /// Matrices (8, 8) of 2-byte elements from shared memory. Lane 8 i + r names row r of matrix i, 16 bytes aligned to 16;
 /// lane l then holds elements (l / 4, 2 (l % 4)..) of matrix i in to[i]. _trans: of its transpose.
-/// For x2 the rows named by lanes 16 to 31 are not read.
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&to)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(to[0]), "=r"(to[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&to)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(to[0]), "=r"(to[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

@@ -13,12 +13,6 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
-  return value;
-}
-
 template <class T>
 constexpr int kPerPack = 16 / sizeof(T);
 

@@ -43,9 +43,8 @@ void reversed() {
 
 void lanes_kernel(float* y) {
   const int lane = lane_of_thread();
-  float value = shuffle_xor(lane * 1.0f, 5) == (lane ^ 5) && shuffle(lane, 7) == 7;
-  value *= shuffle_up(lane, 3) == (lane < 3 ? lane : lane - 3) && warp_sum(lane) == 496 && warp_max(lane * 1.0f) == 31;
-  value *= lanes_where(lane % 2 == 0) == 0x55555555u && count_bits(0x55555555u) == 16;
+  float value = shuffle_xor(lane * 1.0f, 5) == (lane ^ 5);
+  value *= shuffle_up(lane, 3) == (lane < 3 ? lane : lane - 3) && warp_sum(lane) == 496;
   sync_warp();
   sync_threads(1 + warp_of_thread() / 2, 64);
   y[threadIdx.x] = value;
@@ -71,15 +70,15 @@ void product_kernel(const T* a, const T* b, float* c) {
   sync_warp();
   float d[4] = {};
   if constexpr (kDepth == 16) {
-    uint32_t x[4], y[2];
+    uint32_t x[4], y[4];
     ldmatrix_x4(x, s + (lane % 16) * kDepth + lane / 16 * 8);
-    ldmatrix_x2_trans(y, s + 16 * kDepth + lane % 16 * 8);
-    mma_m16n8k16<T>(d, x, y);
+    ldmatrix_x4_trans(y, s + 16 * kDepth + lane % 16 * 8);
+    mma_m16n8k16<T>(d, x, {y[0], y[1]});
   } else {
-    uint32_t x[2], y[2];
-    ldmatrix_x2(x, s + lane % 16 * kDepth);
-    ldmatrix_x2_trans(y, s + 16 * kDepth + lane % 8 * 8);
-    mma_m16n8k8(d, x, y[0]);
+    uint32_t x[4], y[4];
+    ldmatrix_x4(x, s + lane % 16 * kDepth);
+    ldmatrix_x4_trans(y, s + 16 * kDepth + lane % 8 * 8);
+    mma_m16n8k8(d, {x[0], x[1]}, y[0]);
   }
   for (int i = 0; i < 4; ++i) c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
@@ -123,7 +122,7 @@ void divergent_barrier_kernel() {
   if (threadIdx.x < 64) sync_block();
 }
 void divergent_lanes_kernel(float* y) {
-  y[threadIdx.x] = lane_of_thread() == 3 ? shuffle_xor(1.0f, 1) : shuffle(1.0f, 1);
+  y[threadIdx.x] = lane_of_thread() == 3 ? shuffle_xor(1.0f, 1) : shuffle_up(1.0f, 1);
 }
 void lane_left_out_kernel(float* y) {
   if (lane_of_thread() != 3) y[threadIdx.x] = warp_sum(1.0f);
@@ -150,8 +149,8 @@ void misaligned_kernel(float* y) {
   store_16(y + 1, pack);
 }
 void ldmatrix_off_kernel() {
-  uint32_t to[2];
-  ldmatrix_x2(to, shared_memory() + 8 * lane_of_thread());
+  uint32_t to[4];
+  ldmatrix_x4(to, shared_memory() + 8 * lane_of_thread());
 }
 
 std::vector<float> out(kThreads);

@@ -20,7 +20,7 @@ int chip_for(const OnDeviceOf& device) {
   if (asked == nullptr || *asked == '\0') return device.chip();
   const int chip = std::atoi(asked);
   check(chip >= 75 && chip <= device.chip(), "MODERNBERT_FAST_SM=", asked, " is no chip from 75 to ", device.chip());
-  return chip;
+  return chip == 90 && !device.has_wgmma() ? 80 : chip;  // what only 9.0 has, no later chip runs
 }
 
 /// x (T, *, H, D) with rows as kernels read them: dense, apart from each other, and each aligned to 16 bytes.
@@ -56,7 +56,7 @@ class Inputs {
   Inputs(const OnDeviceOf& device, const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
          const Tensor& tiles, int64_t window, double scale)
-      : chip_(chip_for(device)), has_wgmma_(device.has_wgmma()), qkv_(checked(qkv, chip_)) {
+      : chip_(chip_for(device)), qkv_(checked(qkv, chip_)) {
     check_attention(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window);
     check_dim(cu_seqlens, "cu_seqlens", 1);
     check(cu_seqlens.size(0) > 0, "cu_seqlens must be (B + 1,), got ", cu_seqlens);
@@ -88,7 +88,7 @@ class Inputs {
   template <class Function>
   Function* choose(Function* sm75, Function* sm80, Function* sm90) const {
     if (chip_ < 80) return sm75;
-    return chip_ == 90 && has_wgmma_ && geometry_.window < 0 && geometry_.D == kHopperHead ? sm90 : sm80;
+    return chip_ == 90 && geometry_.window < 0 && geometry_.D == kHopperHead ? sm90 : sm80;
   }
   /// Memory for `planes` of q and k where they are turned beforehand.
   Tensor scratch(int64_t planes) const {
@@ -116,7 +116,6 @@ class Inputs {
     return data<T>(copies_.back());
   }
   int chip_;
-  bool has_wgmma_;
   Tensor qkv_;
   std::vector<Tensor> copies_;
   AttentionGeometry geometry_ = {};

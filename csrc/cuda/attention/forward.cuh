@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(ForwardBlock<Chip, T, kHead, kWindowed>::kThre
                 scores.at[band][column / 2][2 * half + column % 2] = -INFINITY;
         }
       }
-      softmax.weigh(scores, o);
+      softmax.weigh(scores);
+      softmax.shrink(o);
       add_product<Chip, T, kHead>(o, scores, keys.y() + step * kHead);
     }
   }

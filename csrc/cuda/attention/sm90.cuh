@@ -81,104 +81,77 @@ __device__ __forceinline__ void cleared() {
   sync_threads(kAllConsumers, kConsumerThreads);
 }
 
-// ---- rows in registers: a thread has parts of rows `row` and row + 8, laid out as factors or as sums ----
+// ---- rows in registers: a thread has parts of two rows, of `first + fragment_row()` and 8 below ----
 
 using Factors = uint32_t[kHopperHead / 16][4];
-using RowSums = float[kHopperHead / 8][4];
+using RowSums = Sums<1, kHopperHead>;
 
-__device__ __forceinline__ int first_own_row(const OwnRows& rows) {
-  return rows.first + warp_of_thread() * 16 + lane_of_thread() / 4;
-}
-__device__ __forceinline__ int first_own_column() { return 2 * (lane_of_thread() % 4); }
+/// The first of the 16 rows of this warp.
+__device__ __forceinline__ int first_row_of_warp(const OwnRows& rows) { return rows.first + warp_of_thread() * 16; }
 
-/// The part of a factor that holds columns 8 i + first_own_column().. of row + 8 below.
+/// The part of a factor that holds columns 8 i + fragment_column().. of a row, or of that below.
 __device__ __forceinline__ uint32_t& part(Factors& a, int i, int below) { return a[i / 2][i % 2 * 2 + below]; }
 
 /// Zero from the end of the text on.
 template <class T>
-__device__ __forceinline__ void load_own_rows(Factors& a, const Plane& plane, int row, int end, int head) {
+__device__ __forceinline__ void load_own_rows(Factors& a, const Plane& plane, int first, int end, int head) {
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
-    const int t = row + 8 * below;
-    const T* from = of_head<T>(plane, head) + t * plane.stride_t + first_own_column();
+    const int t = first + 8 * below + fragment_row();
+    const T* from = of_head<T>(plane, head) + t * plane.stride_t + fragment_column();
 #pragma unroll
     for (int i = 0; i < kHopperHead / 8; ++i)
       part(a, i, below) = t < end ? *reinterpret_cast<const uint32_t*>(from + 8 * i) : 0;
   }
 }
 
-/// Calls turn(i, below, cos, sin) for the pairs of columns 8 i.. and 8 i + 32.. of the rows that exist.
-template <class Turn>
-__device__ __forceinline__ void for_angles(const AttentionGeometry& g, int row, int end, const Turn& turn) {
+template <class T>
+__device__ __forceinline__ void turn_own_rows(Factors& a, const AttentionGeometry& g, int first, int end) {
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
-    if (row + 8 * below >= end) continue;
-    const index_t angles = angles_of(g, row + 8 * below) + first_own_column();
+    const int t = first + 8 * below + fragment_row();
+    if (t >= end) continue;
+    const index_t angles = angles_of(g, t) + fragment_column();
 #pragma unroll
-    for (int i = 0; i < kHopperHead / 16; ++i)
-      turn(i, below, *reinterpret_cast<const float2*>(g.cos + angles + 8 * i),
-           *reinterpret_cast<const float2*>(g.sin + angles + 8 * i));
+    for (int i = 0; i < kHopperHead / 16; ++i) {
+      const float2 cos = *reinterpret_cast<const float2*>(g.cos + angles + 8 * i);
+      const float2 sin = *reinterpret_cast<const float2*>(g.sin + angles + 8 * i);
+      uint32_t &low = part(a, i, below), &high = part(a, i + kHopperHead / 16, below);
+      const float2 x = unpack_2<T>(low), y = unpack_2<T>(high);
+      low = pack_2<T>(x.x * cos.x - y.x * sin.x, x.y * cos.y - y.y * sin.y);
+      high = pack_2<T>(y.x * cos.x + x.x * sin.x, y.y * cos.y + x.y * sin.y);
+    }
   }
 }
 
+/// The rows of the text.
 template <class T>
-__device__ __forceinline__ void turn_rows(Factors& a, const AttentionGeometry& g, int row, int end) {
-  for_angles(g, row, end, [&](int i, int below, float2 cos, float2 sin) {
-    uint32_t &low = part(a, i, below), &high = part(a, i + kHopperHead / 16, below);
-    const float2 x = unpack_2<T>(low), y = unpack_2<T>(high);
-    low = pack_2<T>(x.x * cos.x - y.x * sin.x, x.y * cos.y - y.y * sin.y);
-    high = pack_2<T>(y.x * cos.x + x.x * sin.x, y.y * cos.y + x.y * sin.y);
-  });
-}
-
-/// By the angles, backwards.
-__device__ __forceinline__ void turn_sums_back(RowSums& sums, const AttentionGeometry& g, int row, int end) {
-  for_angles(g, row, end, [&](int i, int below, float2 cos, float2 sin) {
-    float *low = sums[i] + 2 * below, *high = sums[i + kHopperHead / 16] + 2 * below;
-    const float x[] = {low[0], low[1]}, y[] = {high[0], high[1]};
-    low[0] = x[0] * cos.x + y[0] * sin.x, low[1] = x[1] * cos.y + y[1] * sin.y;
-    high[0] = y[0] * cos.x - x[0] * sin.x, high[1] = y[1] * cos.y - x[1] * sin.y;
-  });
-}
-
-/// The rows of the text, times a factor for each.
-template <class T>
-__device__ __forceinline__ void store_own_rows(const RowSums& sums, const float (&scale)[2], const MutablePlane& plane,
-                                               int row, int end, int head) {
+__device__ __forceinline__ void store_own_rows(const RowSums& sums, const MutablePlane& plane, int first, int end,
+                                               int head) {
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
-    const int t = row + 8 * below;
+    const int t = first + 8 * below + fragment_row();
     if (t >= end) continue;
-    T* to = of_head<T>(plane, head) + t * plane.stride_t + first_own_column();
+    T* to = of_head<T>(plane, head) + t * plane.stride_t + fragment_column();
 #pragma unroll
     for (int i = 0; i < kHopperHead / 8; ++i)
-      *reinterpret_cast<uint32_t*>(to + 8 * i) =
-          pack_2<T>(sums[i][2 * below] * scale[below], sums[i][2 * below + 1] * scale[below]);
+      *reinterpret_cast<uint32_t*>(to + 8 * i) = pack_2<T>(sums.at[0][i][2 * below], sums.at[0][i][2 * below + 1]);
   }
 }
 
 /// Sums as factors of the next product.
-template <class T, int kEights>
-__device__ __forceinline__ void round_to(uint32_t (&a)[kEights / 2][4], const float (&sums)[kEights][4]) {
+template <class T, int kSixteens>
+__device__ __forceinline__ void round_to(uint32_t (&a)[kSixteens][4], const Sums<1, 16 * kSixteens>& sums) {
 #pragma unroll
-  for (int i = 0; i < kEights; ++i) {
-    a[i / 2][i % 2 * 2] = pack_2<T>(sums[i][0], sums[i][1]);
-    a[i / 2][i % 2 * 2 + 1] = pack_2<T>(sums[i][2], sums[i][3]);
-  }
-}
-
-/// The sum over the four threads that share rows.
-__device__ __forceinline__ float row_sum(float value) {
-  value += shuffle_xor(value, 1);
-  return value + shuffle_xor(value, 2);
+  for (int i = 0; i < kSixteens; ++i) sums.template rounded<T>(a[i], 0, i);
 }
 
 /// sums (64, rows of the tile) = a (64, 64) tile^T, as a group of its own.
-template <class T, int kEights>
-__device__ __forceinline__ void begin_product_by_rows(float (&sums)[kEights][4], const Factors& a, const char* tile) {
+template <class T, int kRows>
+__device__ __forceinline__ void begin_product_by_rows(Sums<1, kRows>& sums, const Factors& a, const char* tile) {
   const uint64_t factor = factor_in_tile(tile);
 #pragma unroll
-  for (int i = 0; i < kHopperHead / 16; ++i) multiply_by_rows<T>(sums, a[i], factor + 2 * i, i > 0);
+  for (int i = 0; i < kHopperHead / 16; ++i) multiply_by_rows<T>(sums.at[0], a[i], factor + 2 * i, i > 0);
   products_commit();
 }
 
@@ -188,7 +161,7 @@ __device__ __forceinline__ void begin_product_by_columns(RowSums& sums, const ui
                                                          const char* tile) {
   const uint64_t factor = factor_in_tile(tile);
 #pragma unroll
-  for (int i = 0; i < kSixteens; ++i) multiply_by_columns<T>(sums, a[i], factor + i * (16 * 128 / 16));
+  for (int i = 0; i < kSixteens; ++i) multiply_by_columns<T>(sums.at[0], a[i], factor + i * (16 * 128 / 16));
   products_commit();
 }
 

@@ -12,7 +12,7 @@
 namespace modernbert_fast::cuda {
 namespace {
 
-constexpr int kMet = 64, kEights = kMet / 8, kStages = 4;
+constexpr int kMet = 64, kStages = 4;
 using Ring = TileRing<2 * kMet, kStages>;  // a tile of each plane that is met, one below the other
 constexpr int kSecondTile = Ring::kTileBytes / 2;
 constexpr int kStatistics = 2 * kMet;  // floats of a stage: lse as an exponent of two, and delta
@@ -53,15 +53,15 @@ template <class T, bool kOfKeys>
 __device__ __forceinline__ void consume(const AttentionBackward& args, const Met& met, const OwnRows& rows,
                                         const TileOrder<kMet>& order, int head) {
   const AttentionGeometry& g = args.geometry;
-  const int row = first_own_row(rows), column = first_own_column();
+  const int first = first_row_of_warp(rows), column = fragment_column();
   const float to_log2 = g.scale * kLog2E;
   float own_lse[2] = {}, own_delta[2] = {};
   Factors left, second_left;
-  load_own_rows<T>(left, kOfKeys ? args.k : args.q, row, rows.end, head);
-  load_own_rows<T>(second_left, kOfKeys ? args.v : args.gradient, row, rows.end, head);
+  load_own_rows<T>(left, kOfKeys ? args.k : args.q, first, rows.end, head);
+  load_own_rows<T>(second_left, kOfKeys ? args.v : args.gradient, first, rows.end, head);
   if (!kOfKeys) {
     Factors o;
-    load_own_rows<T>(o, args.o, row, rows.end, head);
+    load_own_rows<T>(o, args.o, first, rows.end, head);
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       float sum = 0;
@@ -71,16 +71,18 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
         sum += x.x * y.x + x.y * y.y;
       }
       own_delta[below] = row_sum(sum);
-      const int t = row + 8 * below;
+      const int t = first + 8 * below + fragment_row();
       if (t >= rows.end) continue;
       own_lse[below] = args.lse[head * g.T + t] * kLog2E;
       if (column == 0) args.delta[head * g.T + t] = own_delta[below];
     }
   }
 
-  RowSums sums = {}, dv = {};
+  RowSums sums, dv;
+  sums.clear();
+  dv.clear();
   uint32_t rounded[kMet / 16][4], rounded_p[kMet / 16][4];
-  float p[kEights][4], ds[kEights][4];
+  Sums<1, kMet> p, ds;
   for (int step = 0; step < order.tiles; ++step) {
     char* const x = met.ring.tile(step);
     char* const y = x + kSecondTile;
@@ -95,16 +97,13 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
     begin_product_by_rows<T>(p, left, x);
     begin_product_by_rows<T>(ds, second_left, y);
     products_wait<1>();
-    products_settle(p);
-#pragma unroll
-    for (int i = 0; i < kEights; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int met_row = 8 * i + column + j % 2;
-        const float lse = kOfKeys ? met.of(step)[met_row] : own_lse[j / 2];
-        const float weight = exp2_approx(fmaf(p[i][j], to_log2, -lse));
-        p[i][j] = met_row < seen ? weight : 0;
-      }
+    products_settle(p.at[0]);
+    p.for_each([&](float& at, int, int n, int i) {
+      const int met_row = 8 * n + column + i % 2;
+      const float lse = kOfKeys ? met.of(step)[met_row] : own_lse[i / 2];
+      const float weight = exp2_approx(fmaf(at, to_log2, -lse));
+      at = met_row < seen ? weight : 0;
+    });
     if (kOfKeys) {
       round_to<T>(rounded_p, p);
       products_begin();
@@ -113,24 +112,24 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
     } else {
       products_wait<0>();
     }
-    products_settle(ds);
-#pragma unroll
-    for (int i = 0; i < kEights; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        ds[i][j] = p[i][j] * (ds[i][j] - (kOfKeys ? met.of(step)[kMet + 8 * i + column + j % 2] : own_delta[j / 2]));
+    products_settle(ds.at[0]);
+    ds.for_each([&](float& at, int, int n, int i) {
+      const float delta = kOfKeys ? met.of(step)[kMet + 8 * n + column + i % 2] : own_delta[i / 2];
+      at = p.at[0][n][i] * (at - delta);
+    });
     round_to<T>(rounded, ds);
     products_begin();
     begin_product_by_columns<T>(sums, rounded, x);
     products_wait<0>();
-    products_settle(sums);
-    if (kOfKeys) products_settle(dv);
+    products_settle(sums.at[0]);
+    if (kOfKeys) products_settle(dv.at[0]);
     met.ring.release(step);
   }
 
-  if (g.positions != nullptr) turn_sums_back(sums, g, row, rows.end);
-  store_own_rows<T>(sums, {g.scale, g.scale}, kOfKeys ? args.dk : args.dq, row, rows.end, head);
-  if (kOfKeys) store_own_rows<T>(dv, {1, 1}, args.dv, row, rows.end, head);
+  if (g.positions != nullptr) turn_back<kHopperHead>(sums, g, first, rows.end);
+  sums.for_each([&](float& sum, int, int, int) { sum *= g.scale; });
+  store_own_rows<T>(sums, kOfKeys ? args.dk : args.dq, first, rows.end, head);
+  if (kOfKeys) store_own_rows<T>(dv, args.dv, first, rows.end, head);
 }
 
 template <class T, bool kOfKeys>

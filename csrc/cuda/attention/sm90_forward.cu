@@ -8,7 +8,7 @@
 namespace modernbert_fast::cuda {
 namespace {
 
-constexpr int kKeys = 128, kEights = kKeys / 8;
+constexpr int kKeys = 128;
 using Ring = TileRing<kKeys, 3>;
 constexpr int kSharedBytes = 2 * (Ring::kBytes + Ring::kBarrierBytes);
 
@@ -32,55 +32,30 @@ __device__ __forceinline__ void produce(const Rings& rings, const TileMap& keys,
   }
 }
 
-/// The running softmax of two rows; scores become weights in place. Queries have taken the sign of the scale.
-struct Softmax {
-  float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, shrink[2];
-
-  /// The first `seen` keys are the text's.
-  template <bool kTail>
-  __device__ __forceinline__ void take(float (&s)[kEights][4], float to_log2, int seen) {
-#pragma unroll
-    for (int i = 0; kTail && i < kEights; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (8 * i + first_own_column() + j % 2 >= seen) s[i][j] = -INFINITY;
-#pragma unroll
-    for (int below = 0; below < 2; ++below) {
-      float highest = peak[below];
-#pragma unroll
-      for (int i = 0; i < kEights; ++i) highest = fmaxf(highest, fmaxf(s[i][2 * below], s[i][2 * below + 1]));
-      highest = fmaxf(highest, shuffle_xor(highest, 1));
-      highest = fmaxf(highest, shuffle_xor(highest, 2));
-      // The peak is subtracted before anything is rounded: its own weight is 1 at any size of the scores.
-      shrink[below] = exp2_approx((peak[below] - highest) * to_log2);
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kEights; ++i)
-#pragma unroll
-        for (int j = 2 * below; j < 2 * below + 2; ++j) sum += s[i][j] = exp2_approx((s[i][j] - highest) * to_log2);
-      total[below] = total[below] * shrink[below] + sum;
-      peak[below] = highest;
-    }
-  }
-};
+/// Keys from `seen` on are of other texts.
+__device__ __forceinline__ void hide_from(Sums<1, kKeys>& scores, int seen) {
+  scores.for_each([&](float& score, int, int n, int i) {
+    if (8 * n + fragment_column() + i % 2 >= seen) score = -INFINITY;
+  });
+}
 
 template <class T>
 __device__ __forceinline__ void consume(const AttentionForward& args, const Rings& rings, const OwnRows& rows,
                                         const TileOrder<kKeys>& order, int head) {
   const AttentionGeometry& g = args.geometry;
-  const int consumer = threadIdx.x / kWarpgroup, row = first_own_row(rows);
+  const int consumer = threadIdx.x / kWarpgroup, first = first_row_of_warp(rows);
   const auto my_turn = [&] { sync_threads(kTurn + consumer, kConsumerThreads); };
   const auto your_turn = [&] { arrive_threads(kTurn + (consumer ^ 1), kConsumerThreads); };
-  // A scale of nothing stays above zero, which -inf may not be multiplied by.
-  const float to_log2 = fmaxf(fabsf(g.scale) * kLog2E, 1e-30f);
 
   Factors q;
   uint32_t p[kKeys / 16][4];
-  float s[kEights][4];
-  RowSums o = {};
-  Softmax softmax;
-  load_own_rows<T>(q, args.q, row, rows.end, head);
-  if (g.positions != nullptr) turn_rows<T>(q, g, row, rows.end);
+  Sums<1, kKeys> s;
+  RowSums o;
+  o.clear();
+  // Queries take the sign of the scale. A scale of nothing stays above zero, which -inf may not be multiplied by.
+  OnlineSoftmax<1> softmax(fmaxf(fabsf(g.scale) * kLog2E, 1e-30f));
+  load_own_rows<T>(q, args.q, first, rows.end, head);
+  if (g.positions != nullptr) turn_own_rows<T>(q, g, first, rows.end);
   if (g.scale < 0)
 #pragma unroll
     for (int i = 0; i < kHopperHead / 4; ++i) q[i / 4][i % 4] ^= 0x80008000u;
@@ -94,9 +69,10 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
     cleared();
   }
   products_wait<0>();
-  products_settle(s);
+  products_settle(s.at[0]);
   rings.keys.release(0);
-  softmax.take<true>(s, to_log2, order.seen);
+  hide_from(s, order.seen);
+  softmax.weigh(s);
   round_to<T>(p, s);
   if (consumer == 1) your_turn();  // the first consumer begins
 
@@ -109,16 +85,13 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
     begin_product_by_columns<T>(o, p, rings.values.tile(step - 1));
     your_turn();
     products_wait<1>();
-    products_settle(s);
+    products_settle(s.at[0]);
     rings.keys.release(step);
-    softmax.take<false>(s, to_log2, kKeys);
+    softmax.weigh(s);
     products_wait<0>();
-    products_settle(o);
+    products_settle(o.at[0]);
     rings.values.release(step - 1);
-#pragma unroll
-    for (int i = 0; i < kHopperHead / 8; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) o[i][j] *= softmax.shrink[j / 2];
+    softmax.shrink(o);
     round_to<T>(p, s);
   }
   if (consumer == 0) my_turn();  // takes the turn that nobody else will
@@ -127,15 +100,13 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
   products_begin();
   begin_product_by_columns<T>(o, p, rings.values.tile(order.tiles - 1));
   products_wait<0>();
-  products_settle(o);
+  products_settle(o.at[0]);
 
-  const float total[] = {row_sum(softmax.total[0]), row_sum(softmax.total[1])};
-  const float share[] = {1 / total[0], 1 / total[1]};
-  store_own_rows<T>(o, share, args.o, row, rows.end, head);
-#pragma unroll
-  for (int below = 0; below < 2; ++below)
-    if (row + 8 * below < rows.end && lane_of_thread() % 4 == 0)
-      args.lse[head * g.T + row + 8 * below] = (softmax.peak[below] * to_log2 + log2f(total[below])) * kLn2;
+  softmax.finish(o, [&](int, int below, float value) {
+    const int t = first + 8 * below + fragment_row();
+    if (t < rows.end && lane_of_thread() % 4 == 0) args.lse[head * g.T + t] = value;
+  });
+  store_own_rows<T>(o, args.o, first, rows.end, head);
 }
 
 template <class T>

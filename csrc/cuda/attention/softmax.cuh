@@ -22,9 +22,9 @@ class OnlineSoftmax {
       for (int half = 0; half < 2; ++half) peak_[band][half] = -INFINITY, total_[band][half] = 0;
   }
 
-  /// Makes weights of scores, -inf being hidden, and shrinks what was summed with the weights before.
-  template <int kN, int kHead>
-  __device__ __forceinline__ void weigh(Sums<kBands, kN>& scores, Sums<kBands, kHead>& o) {
+  /// Makes weights of scores, -inf being hidden. What was summed with the weights before is to be shrunk.
+  template <int kN>
+  __device__ __forceinline__ void weigh(Sums<kBands, kN>& scores) {
 #pragma unroll
     for (int band = 0; band < kBands; ++band)
 #pragma unroll
@@ -39,6 +39,7 @@ class OnlineSoftmax {
         const float base = peak == -INFINITY ? 0 : peak;
         const float shrink = exp2_approx((peak_[band][half] - base) * to_log2_);
         peak_[band][half] = peak;
+        shrink_[band][half] = shrink;
         float total = total_[band][half] * shrink;
 #pragma unroll
         for (int n = 0; n < kN / 8; ++n)
@@ -50,11 +51,12 @@ class OnlineSoftmax {
             total += weight;
           }
         total_[band][half] = total;
-#pragma unroll
-        for (int n = 0; n < kHead / 8; ++n)
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) o.at[band][n][i] *= shrink;
       }
+  }
+
+  template <int kHead>
+  __device__ __forceinline__ void shrink(Sums<kBands, kHead>& o) const {
+    o.for_each([&](float& sum, int band, int, int i) { sum *= shrink_[band][i / 2]; });
   }
 
   /// Divides by the totals; calls put(band, half, lse) for the natural logarithm of each row's sum.
@@ -64,9 +66,7 @@ class OnlineSoftmax {
     for (int band = 0; band < kBands; ++band)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float total = total_[band][half];
-        total += shuffle_xor(total, 1);
-        total += shuffle_xor(total, 2);
+        const float total = row_sum(total_[band][half]);
         put(band, half, (peak_[band][half] * to_log2_ + log2f(total)) * kLn2);
         const float part = 1 / total;
 #pragma unroll
@@ -78,7 +78,7 @@ class OnlineSoftmax {
 
  private:
   float to_log2_;
-  float peak_[kBands][2], total_[kBands][2];
+  float peak_[kBands][2], total_[kBands][2], shrink_[kBands][2];
 };
 
 }  // namespace modernbert_fast::cuda

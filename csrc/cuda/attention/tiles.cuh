@@ -199,6 +199,39 @@ struct Sums {
 __device__ __forceinline__ int fragment_row() { return lane_of_thread() / 4; }
 __device__ __forceinline__ int fragment_column() { return lane_of_thread() % 4 * 2; }
 
+/// The sum over the four threads that share a row.
+__device__ __forceinline__ float row_sum(float value) {
+  value += shuffle_xor(value, 1);
+  return value + shuffle_xor(value, 2);
+}
+
+/// Turns the sums of a row of q or k back by its angle.
+template <int kHead, int kBands>
+__device__ __forceinline__ void turn_back(Sums<kBands, kHead>& sums, const AttentionGeometry& g, int first, int end) {
+#pragma unroll
+  for (int band = 0; band < kBands; ++band)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int t = first + 16 * band + 8 * half + fragment_row();
+      if (t >= end) continue;
+      const index_t angles = angles_of(g, t) + fragment_column();
+#pragma unroll
+      for (int n = 0; n < kHead / 16; ++n) {
+        if (8 * n >= g.D / 2) continue;
+        const float2 cos = *reinterpret_cast<const float2*>(g.cos + angles + 8 * n);
+        const float2 sin = *reinterpret_cast<const float2*>(g.sin + angles + 8 * n);
+        const auto turn = [](float& low, float& high, float cos, float sin) {
+          const float turned = low * cos + high * sin;
+          high = high * cos - low * sin;
+          low = turned;
+        };
+        float (&low)[4] = sums.at[band][n], (&high)[4] = sums.at[band][n + kHead / 16];
+        turn(low[2 * half], high[2 * half], cos.x, sin.x);
+        turn(low[2 * half + 1], high[2 * half + 1], cos.y, sin.y);
+      }
+    }
+}
+
 /// The left side of a product, kBands x 16 rows of a tile from `row`: kept in registers, or read each time.
 template <class T, int kHead, int kBands, bool kKept>
 class LeftSide {

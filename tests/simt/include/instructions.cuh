@@ -60,24 +60,9 @@ inline T shuffle_xor(T value, int mask) {
   return exchange("shuffle_xor", value, (lane_of_thread() ^ mask) % kWarp);
 }
 template <class T>
-inline T shuffle(T value, int lane) {
-  return exchange("shuffle", value, lane % kWarp);
-}
-template <class T>
 inline T shuffle_up(T value, int distance) {
   return exchange("shuffle_up", value, lane_of_thread() < distance ? lane_of_thread() : lane_of_thread() - distance);
 }
-
-inline uint32_t lanes_where(bool value) {
-  uint32_t own = value;
-  simt::meet("lanes_where", &own, [](void* const* of_lanes) {
-    uint32_t bits = 0;
-    for (int lane = 0; lane < kWarp; ++lane) bits |= *static_cast<uint32_t*>(of_lanes[lane]) << lane;
-    for (int lane = 0; lane < kWarp; ++lane) *static_cast<uint32_t*>(of_lanes[lane]) = bits;
-  });
-  return own;
-}
-inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 
 // ---- numbers ----
 
@@ -164,18 +149,16 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   multiply<T, 16>("mma_m16n8k16", d, a, b);
 }
 
-template <int kMatrices, bool kTransposed>
+template <bool kTransposed>
 inline void load_matrices(const char* purpose, uint32_t* to, const void* row) {
   struct Own {
     uint32_t* to;
     const void* row;
   } own = {to, row};
-  if (lane_of_thread() < 8 * kMatrices) {
-    simt::check_shared(row, 16, purpose);
-    simt::note_access(row, 16, false);
-  }
+  simt::check_shared(row, 16, purpose);
+  simt::note_access(row, 16, false);
   simt::meet(purpose, &own, [](void* const* of_lanes) {
-    for (int matrix = 0; matrix < kMatrices; ++matrix) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
       const auto at = [&](int row, int column) {
         return static_cast<uint32_t>(
             static_cast<const uint16_t*>(static_cast<const Own*>(of_lanes[8 * matrix + row])->row)[column]);
@@ -189,14 +172,8 @@ inline void load_matrices(const char* purpose, uint32_t* to, const void* row) {
   });
 }
 
-inline void ldmatrix_x2(uint32_t (&to)[2], const void* row) { load_matrices<2, false>("ldmatrix_x2", to, row); }
-inline void ldmatrix_x2_trans(uint32_t (&to)[2], const void* row) {
-  load_matrices<2, true>("ldmatrix_x2_trans", to, row);
-}
-inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { load_matrices<4, false>("ldmatrix_x4", to, row); }
-inline void ldmatrix_x4_trans(uint32_t (&to)[4], const void* row) {
-  load_matrices<4, true>("ldmatrix_x4_trans", to, row);
-}
+inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { load_matrices<false>("ldmatrix_x4", to, row); }
+inline void ldmatrix_x4_trans(uint32_t (&to)[4], const void* row) { load_matrices<true>("ldmatrix_x4_trans", to, row); }
 
 // ---- asynchronous copies ----
 
