@@ -1,0 +1,1 @@
+"""Pre-training and fine-tuning on packed tokens, inside transformers' Trainer. Needs the extra `train`."""
