@@ -17,8 +17,8 @@ def flatten(texts: Sequence[ArrayLike]) -> dict[str, Any]:
         texts: token ids, each (n,) with n >= 1, special tokens included.
 
     Returns:
-        input_ids and position_ids (1, T) int64; cu_seq_lens_q and cu_seq_lens_k, one tensor (B + 1,) int32; max_length_q
-        and max_length_k int.
+        input_ids and position_ids (1, T) int64, cu_seq_lens_q and cu_seq_lens_k (B + 1,) int32, max_length_q and
+        max_length_k int.
 
     Raises:
         ValueError: when there is no text, or one is empty or not one-dimensional.
