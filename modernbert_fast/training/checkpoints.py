@@ -21,6 +21,8 @@ from modernbert_fast.untrusted import read_json
 
 STAGING = ".saving"
 _OPTIMIZER, _DATA = "optimizer", "data.npz"
+_OWN = ("foreach", "triton")  # of the device, not of the run
+_RATES = ("lr", "initial_lr", "max_lr", "weight_decay")
 
 
 @contextlib.contextmanager
@@ -44,6 +46,7 @@ def staged(output: Path, name: str, writes: bool) -> Iterator[Path]:
                 os.fsync(file.fileno())
     shutil.rmtree(output / name, ignore_errors=True)
     os.replace(staging / name, output / name)
+    staging.rmdir()
 
 
 def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, writes: bool) -> None:
@@ -93,8 +96,8 @@ def load_optimizer(
         name, _, key = full.rpartition(":")
         if name.startswith(":"):
             group = optimizer.param_groups[int(name[1:])]
-            if rates or key in ("step", "setup"):
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+            if key not in _OWN and (rates or key not in _RATES):
+                group[key] = value
         elif name not in parameters:
             raise ValueError(f"{path}: state of a parameter {name!r}, which the model lacks")
         else:

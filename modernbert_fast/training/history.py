@@ -18,10 +18,7 @@ _CURVES = (
 
 
 class History(TrainerCallback):
-    """Appends every record of the log, and draws the losses when a checkpoint is saved and at the end.
-
-    A resumed run writes the records of its checkpoint first, so that none is lost or doubled.
-    """
+    """Appends every record of the log; a resumed run first writes those of its checkpoint, so none is lost or doubled."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -32,16 +29,6 @@ class History(TrainerCallback):
         if state.is_world_process_zero:
             with open(Path(args.output_dir) / RECORDS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._draw(args, state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._draw(args, state)
-
-    def _draw(self, args: Any, state: Any) -> None:
-        if state.is_world_process_zero:
-            plot(state.log_history, Path(args.output_dir) / PLOT)
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:

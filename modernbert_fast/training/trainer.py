@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from transformers.trainer_utils import rotate_checkpoints
 
 from modernbert_fast import heads
 from modernbert_fast.config import EncoderConfig
-from modernbert_fast.training import checkpoints, sharding
-from modernbert_fast.training.history import History
+from modernbert_fast.training import checkpoints, history, sharding
 from modernbert_fast.training.loader import Batch, PackedLoader
 from modernbert_fast.training.optimizer import stable_adamw
 from modernbert_fast.training.throughput import Meter, product_rate
@@ -24,17 +23,26 @@ from modernbert_fast.training.throughput import Meter, product_rate
 _MEANINGLESS = ("train_samples_per_second", "eval_samples_per_second")  # of texts, which Trainer cannot count here
 
 
-def pretraining_arguments(output: Path | str, **changes: Any) -> transformers.TrainingArguments:
+def pretraining_arguments(
+    output: Path | str, *, checkpointing: bool = False, **changes: Any
+) -> transformers.TrainingArguments:
     """TrainingArguments with what PretrainingTrainer needs; `changes` are theirs.
 
     No gradient is clipped, for StableAdamW clips updates; data is resumed by the loader's own state, not by replay.
+
+    Args:
+        output: folder of the run.
+        checkpointing: activations of a layer are computed again in its backward.
     """
+    if checkpointing:
+        known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        changes |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     fixed = {
         "ignore_data_skip": True,
         "average_tokens_across_devices": True,
         "logging_nan_inf_filter": False,
         "ddp_find_unused_parameters": False,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
     usual = {"max_grad_norm": 0.0, "logging_first_step": True, "save_total_limit": 3}
     return transformers.TrainingArguments(output_dir=str(output), **{**usual, **changes, **fixed})
@@ -76,20 +84,21 @@ class PretrainingTrainer(transformers.Trainer):
     ) -> None:
         if args.max_steps < 1 or not args.ignore_data_skip:
             raise ValueError("PretrainingTrainer needs max_steps, and arguments made by pretraining_arguments")
-        if str(args.save_strategy) == "steps" and args.save_steps % args.logging_steps:
+        if args.save_strategy == "steps" and args.save_steps % args.logging_steps:
             raise ValueError(f"save_steps ({args.save_steps}) must be a multiple of logging_steps ({args.logging_steps})")
+        self.is_sharded = shard and args.world_size > 1
+        triton = args.device.type == "cuda" and not self.is_sharded
         super().__init__(
             model,
             args,
             train_dataset=loader,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            optimizer_cls_and_kwargs=stable_adamw(args.learning_rate, args.weight_decay, sharded=shard),
+            optimizer_cls_and_kwargs=stable_adamw(args.learning_rate, args.weight_decay, triton=triton),
             **kwargs,
         )
-        self.add_callback(History)
+        self.add_callback(history.History)
         self.loader, self.moments = loader, moments
-        self.is_sharded = shard and args.world_size > 1
         if self.is_sharded:
             sharding.shard(self.model)
             self.is_distributed_loading_by_transformers = True  # Trainer: the model sees to its own placement
@@ -138,7 +147,7 @@ class PretrainingTrainer(transformers.Trainer):
             logs.update(self._lap())
         for key in _MEANINGLESS:
             logs.pop(key, None)
-        self.state.epoch = self.loader.epoch
+        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer counts from where it resumed
         super().log(logs, start_time)
 
     def _lap(self) -> dict[str, float]:
@@ -163,8 +172,15 @@ class PretrainingTrainer(transformers.Trainer):
         if self._share and self._rate is None:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
             self._rate = product_rate(self.args.device, dtype)
+        torch.manual_seed(self.args.seed + self.args.process_index)  # dropout differs from rank to rank
         self._meter.lap()
-        return super().train(resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self._plot()
+        return output
+
+    def _plot(self) -> None:
+        if self.is_world_process_zero():
+            history.plot(self.state.log_history, Path(self.args.output_dir) / history.PLOT)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Called when the optimizer is what it will stay."""
@@ -192,9 +208,11 @@ class PretrainingTrainer(transformers.Trainer):
             finally:
                 self.args.output_dir = str(output)
             self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            rotate_checkpoints(str(output), self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
+        with self._meter.paused():
+            if self.args.should_save:
+                rotate_checkpoints(str(output), self.args.save_total_limit)
+            self._plot()
+            self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
