@@ -25,11 +25,11 @@ def average(folders: Sequence[str | PathLike[str]], output: str | PathLike[str])
 
     Raises:
         OSError: a checkpoint has no weights, or the output exists.
-        ValueError: fewer than two, or they differ in names, shapes or dtypes of their tensors.
+        ValueError: there is none, or they differ in names, shapes or dtypes of their tensors.
     """
     paths, output = [Path(folder) for folder in folders], Path(output)
-    if len(paths) < 2:
-        raise ValueError(f"an average takes at least two checkpoints, got {len(paths)}")
+    if not paths:
+        raise ValueError("an average takes at least one checkpoint")
     if output.exists():
         raise FileExistsError(f"{output} exists already")
     listed = [{tensor.name: tensor for tensor in stored_tensors(path)} for path in paths]
