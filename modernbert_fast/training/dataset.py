@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modernbert_fast.training.sampler import SPECIAL_TOKENS, Item
-from modernbert_fast.training.store import TokenStore
+from modernbert_fast.training.token_store import TokenStore
 
 
 class TextDataset:
