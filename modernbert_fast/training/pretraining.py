@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -96,6 +96,7 @@ class Options:
             "bf16": self.precision == "bf16",
             "fp16": self.precision == "fp16",
             "use_cpu": self.cpu,
+            "disable_tqdm": not sys.stderr.isatty(),
             "report_to": list(self.reports) or "none",
         }
 
@@ -294,12 +295,3 @@ def run(
         averaging.average(kept[-average:], model_folder)
     return model_folder
 
-
-def one_phase(**values: Any) -> Phase:
-    """A phase of one's own: the fields of Phase, None where its default holds."""
-    return Phase(**{key: value for key, value in values.items() if value is not None})
-
-
-def renamed(phase: Phase, **changes: Any) -> Phase:
-    """The phase with changes, None left out."""
-    return dataclasses.replace(phase, **{key: value for key, value in changes.items() if value is not None})
