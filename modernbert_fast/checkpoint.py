@@ -27,11 +27,11 @@ _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 _PLAIN_NAME = re.compile(r"[\w-][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_HEADS = {"head", "decoder", "classifier"}
+_HEADS = {"head", "decoder", "classifier", "order_head", "order_classifier"}
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """What a header says of one tensor."""
 
     file: Path
@@ -56,8 +56,8 @@ def read(
     """Read the tensors named in `shapes` from `folder`, after all names, shapes and dtypes were checked.
 
     A leading "model." is ignored on both sides, so a bare encoder loads from the checkpoint of a headed model
-    and a headed model from that of a bare one. A module `head`, `decoder` or `classifier` that `shapes` lacks
-    altogether is skipped; any other tensor that `shapes` does not name is an error.
+    and a headed model from that of a bare one. A module of _HEADS that `shapes` lacks altogether is
+    skipped; any other tensor that `shapes` does not name is an error.
 
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and its shards.
@@ -72,7 +72,7 @@ def read(
         ValueError: anything else that is wrong with the checkpoint; the message names the tensor or the file.
     """
     folder = Path(folder)
-    stored = _by_bare_name(_stored_tensors(folder))
+    stored = _by_bare_name(stored_tensors(folder))
     wanted = {_bare(name): name for name in shapes}
     absent_heads = _HEADS - {name.split(".")[0] for name in wanted}
     missing = [name for bare, name in wanted.items() if bare not in stored and name not in optional]
@@ -151,7 +151,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + more
 
 
-def _check(tensor: _Stored, shape: tuple[int, ...]) -> None:
+def _check(tensor: Stored, shape: tuple[int, ...]) -> None:
     at = f"{tensor.file}: tensor {tensor.name!r}"
     if tensor.shape != shape:
         raise ValueError(f"{at} has shape {tensor.shape}, the config says {shape}")
@@ -159,8 +159,8 @@ def _check(tensor: _Stored, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{at} has dtype {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
 
 
-def _by_bare_name(tensors: list[_Stored]) -> dict[str, _Stored]:
-    out: dict[str, _Stored] = {}
+def _by_bare_name(tensors: list[Stored]) -> dict[str, Stored]:
+    out: dict[str, Stored] = {}
     for tensor in tensors:
         other = out.setdefault(_bare(tensor.name), tensor)
         if other is not tensor:
@@ -169,7 +169,7 @@ def _by_bare_name(tensors: list[_Stored]) -> dict[str, _Stored]:
     return out
 
 
-def _stored_tensors(folder: Path) -> list[_Stored]:
+def stored_tensors(folder: Path) -> list[Stored]:
     """What the headers of a checkpoint say, with no tensor read."""
     if (folder / _WEIGHTS).exists():
         return _header(folder / _WEIGHTS)
@@ -184,7 +184,7 @@ def _stored_tensors(folder: Path) -> list[_Stored]:
     raise FileNotFoundError(f"{folder}: neither {_WEIGHTS} nor {_INDEX}")
 
 
-def _indexed_headers(folder: Path) -> list[_Stored]:
+def _indexed_headers(folder: Path) -> list[Stored]:
     path = folder / _INDEX
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > MAX_TENSORS:
@@ -217,7 +217,7 @@ def _inside(folder: Path, file: str) -> Path:
     raise ValueError(f"{folder / _INDEX}: shard {file} is a link out of the folder")
 
 
-def _header(path: Path) -> list[_Stored]:
+def _header(path: Path) -> list[Stored]:
     """The entries of a safetensors header; safetensors itself checks sizes and byte ranges when it reads."""
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file")
@@ -232,10 +232,10 @@ def _header(path: Path) -> list[_Stored]:
     return [_entry(path, name, entry) for name, entry in header.items()]
 
 
-def _entry(path: Path, name: str, entry: Any) -> _Stored:
+def _entry(path: Path, name: str, entry: Any) -> Stored:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape]}:
-            return _Stored(path, name, dtype, tuple(shape))
+            return Stored(path, name, dtype, tuple(shape))
     raise ValueError(f"{path}: the header entry of tensor {name!r} is malformed")
 
 

@@ -1,0 +1,256 @@
+"""Pre-trains a ModernBERT on local text or a named dataset: the paper's recipe, one from a file, or one's own sizes."""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from modernbert_fast.commands import CommandError, require
+from modernbert_fast.commands.models import folder_of, positive
+from modernbert_fast.config import EncoderConfig
+from modernbert_fast.training import presets
+
+help = "pre-train, or continue, on text: masked tokens and sentence order"
+
+OBJECTIVES = {"mlm": 0, "mlm+order": 2, "mlm+order3": 3}
+PLAN = "plan.json"
+HEAD_DIM = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, help="folder of the run: stores, checkpoints, logs, and in the end `model`")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        help="a folder, a .txt, .jsonl, .csv or .parquet file, or hf:NAME[:CONFIG[:SPLIT]]; may be repeated",
+    )
+    data.add_argument("--field", default="text", help="key or column of the text (default: %(default)s)")
+    data.add_argument("--held-out", type=share, default=0.01, help="share of documents to evaluate on (default: 0.01)")
+    data.add_argument("--tokenizer", help="folder or Hugging Face name (default: --init-from's, or one trained here)")
+    data.add_argument(
+        "--vocabulary", type=positive, default=8192, help="entries of a tokenizer trained here (default: %(default)s)"
+    )
+    data.add_argument("--workers", type=natural, default=0, help="processes that tokenise and mask (default: 0)")
+
+    what = parser.add_argument_group("what to train")
+    recipe = what.add_mutually_exclusive_group()
+    recipe.add_argument("--preset", choices=presets.PRESETS, help="the paper's sizes and phases")
+    recipe.add_argument("--recipe", type=Path, help="JSON of sizes and phases, see modernbert_fast/training/presets.py")
+    what.add_argument("--objective", choices=OBJECTIVES, default="mlm", help="default: %(default)s; order of two or 3 ways")
+    what.add_argument("--init-from", help="weights to start from; smaller ones are tiled to the sizes asked for")
+    what.add_argument("--layers", type=positive, help="default: 4")
+    what.add_argument("--hidden", type=positive, help="width, a multiple of 64 (default: 256)")
+    what.add_argument("--intermediate", type=positive, help="width of the MLP (default: 1.5 times --hidden)")
+    what.add_argument("--local-attention", type=positive, help="tokens that a local layer sees (default: 128)")
+    what.add_argument("--tokens", type=positive, help="to train on (default: 10 million)")
+    what.add_argument("--max-length", type=positive, help="longest text in tokens (default: 512)")
+    what.add_argument("--rope-theta", type=float, help="rope base of global layers (default: 10,000)")
+    what.add_argument("--batch", type=positive, help="texts of full length in a step (default: 32)")
+    what.add_argument("--micro-batch", type=positive, help="of them in one forward (default: as many as --batch, at most 32)")
+    what.add_argument("--learning-rate", type=float, help="default: 8e-4")
+    what.add_argument("--warmup", type=share, default=0.02, help="share of the tokens (default: %(default)s)")
+    what.add_argument("--decay", type=share, default=0.2, help="share of the tokens, by 1 - sqrt (default: %(default)s)")
+    what.add_argument("--masked", type=share, help="share of tokens to predict (default: 0.3)")
+    what.add_argument("--mask-special", action="store_true", help="mask [CLS] and [SEP] too, as the paper's code does")
+    what.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
+
+    how = parser.add_argument_group("how", "Start it with torchrun or accelerate launch to use several processes.")
+    how.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of autocast (default: fp32)")
+    how.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
+    how.add_argument("--shard", action="store_true", help="spread weights and moments over the processes (FSDP2)")
+    how.add_argument("--average", type=positive, default=1, help="checkpoints to average in the end (default: 1, the last)")
+    how.add_argument("--log-steps", type=positive, help="steps between records (default: 200 records a phase)")
+    how.add_argument("--save-steps", type=positive, help="steps between checkpoints, with evaluation (default: 10 a phase)")
+    how.add_argument("--no-tensorboard", action="store_true", help="write history.jsonl and history.png alone")
+    how.add_argument("--device", choices=("cpu",), help="cpu, though there is an accelerator")
+    how.add_argument("--threads", type=positive, help="CPU threads (default: torch's own choice)")
+    how.add_argument("--resume", action="store_true", help="go on with a run that was stopped; fine if there is none")
+    how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 up to, not including, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 up to 1")
+    return value
+
+
+def natural(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    for module in ("transformers", "accelerate", "optimi", "tokenizers"):
+        require(module, "train")
+    try:
+        return _run(args)
+    except (OSError, ValueError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _run(args: argparse.Namespace) -> int:
+    recipe = recipe_of(args)
+    main = int(os.environ.get("RANK", 0)) == 0  # of torchrun and accelerate launch
+    if main:
+        print(presets.table(recipe), flush=True)
+    if args.dry_run:
+        return 0
+    import torch
+    import transformers
+    from accelerate import PartialState
+
+    from modernbert_fast.training import pretraining
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()  # of saving, which would break the one of training
+    state = PartialState(cpu=args.device == "cpu")
+    plan = {**_plan(args), "recipe": json.loads(json.dumps(dataclasses.asdict(recipe)))}
+    ways = OBJECTIVES[args.objective]
+    with state.main_process_first():
+        if state.is_main_process:
+            _claim(args, plan)
+        tokenizer_folder = _tokenizer(args)
+        stores = pretraining.open_stores(
+            args.data,
+            args.field,
+            tokenizer_folder,
+            args.output / "store",
+            held_out=args.held_out,
+            workers=args.workers,
+            sentences=ways > 0,
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
+    source = folder_of(args.init_from) if args.init_from else None
+    if source and not _sized(args):
+        config = transformers.ModernBertConfig.from_pretrained(source)
+    else:
+        config = pretraining.new_config(dict(recipe.model), tokenizer)
+    if main:
+        for name, store in zip(("train on", "held out"), stores, strict=True):
+            if store is not None:
+                print(f"{name:<12}{len(store):,} documents, {int(store.lengths.sum()):,} tokens in {store.folder}")
+        print(f"{'model':<12}{EncoderConfig.from_hf(config).num_parameters():,} parameters, head aside", flush=True)
+    objective = pretraining.Objective(ways, "mask" if args.mask_special else "keep", args.seed)
+    options = pretraining.Options(
+        precision=args.precision,
+        checkpointing=args.checkpointing,
+        shard=args.shard,
+        workers=args.workers,
+        cpu=args.device == "cpu",
+        log_steps=args.log_steps,
+        save_steps=args.save_steps,
+        keep=max(3, args.average),
+        reports=() if args.no_tensorboard else ("tensorboard",),
+    )
+    model = pretraining.run(
+        recipe.phases,
+        config,
+        args.output,
+        stores,
+        objective,
+        options,
+        tokenizer=tokenizer,
+        source=source,
+        average=args.average,
+    )
+    if main:
+        print(f"{'done':<12}{model}")
+    return 0
+
+
+def recipe_of(args: argparse.Namespace) -> presets.Recipe:
+    """The recipe that the arguments name, or make up.
+
+    Raises:
+        OSError, ValueError: a recipe that cannot be read or does not fit together.
+    """
+    if args.preset or args.recipe:
+        recipe = presets.PRESETS[args.preset] if args.preset else presets.from_json(args.recipe)
+        own = [name for name in (*_SIZES, *_TRAINING) if getattr(args, name) is not None]
+        if own:
+            raise ValueError(f"--{own[0].replace('_', '-')} and a preset or recipe: the latter says it already")
+        return recipe
+    tokens, length, batch = args.tokens or 10_000_000, args.max_length or 512, args.batch or 32
+    phase = presets.Phase(
+        name="pretraining",
+        tokens=tokens,
+        max_length=length,
+        learning_rate=args.learning_rate or 8e-4,
+        batch=batch,
+        micro_batch=args.micro_batch or min(batch, 32),
+        warmup_tokens=int(args.warmup * tokens),
+        decay_tokens=int(args.decay * tokens),
+        rope_theta=args.rope_theta or 10_000.0,
+        masked=args.masked or 0.3,
+    )
+    hidden = args.hidden or 256
+    model = {
+        "num_hidden_layers": args.layers or 4,
+        "hidden_size": hidden,
+        "intermediate_size": args.intermediate or hidden * 3 // 2,
+        "num_attention_heads": max(1, hidden // HEAD_DIM),
+        "local_attention": args.local_attention or 128,
+    }
+    EncoderConfig.from_dict(model)
+    return presets.Recipe("own sizes" if not args.init_from or _sized(args) else "as it is", (phase,), model)
+
+
+_SIZES = ("layers", "hidden", "intermediate", "local_attention")
+_TRAINING = ("tokens", "max_length", "rope_theta", "batch", "micro_batch", "learning_rate", "masked")
+
+
+def _sized(args: argparse.Namespace) -> bool:
+    """Whether the arguments say how large the model is."""
+    return bool(args.preset or args.recipe or any(getattr(args, name) for name in _SIZES))
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    """What a resumed run must agree with, besides the recipe."""
+    names = ("data", "field", "held_out", "tokenizer", "vocabulary", "objective", "init_from", "mask_special", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def _claim(args: argparse.Namespace, plan: dict[str, Any]) -> None:
+    """Makes the folder this run's, or finds that it is.
+
+    Raises:
+        CommandError: it holds another run, or this one and nobody said --resume.
+    """
+    from modernbert_fast.timing import write_json
+
+    path = args.output / PLAN
+    if not path.exists():
+        if args.output.exists() and any(args.output.iterdir()):
+            raise CommandError(f"{args.output} is not empty and holds no run")
+        write_json(path, plan)
+        return
+    former = json.loads(path.read_text(encoding="utf-8"))
+    differing = sorted(key for key in plan if former.get(key) != plan[key])
+    if differing:
+        raise CommandError(f"{args.output} holds a run with another {differing[0]}; choose another folder")
+    if not args.resume and any(args.output.glob("*/checkpoint-*")):
+        raise CommandError(f"{args.output} holds a run that has begun: --resume goes on with it")
+
+
+def _tokenizer(args: argparse.Namespace) -> Path:
+    """The folder of the run's tokenizer: given, of the weights to start from, or trained here."""
+    from modernbert_fast.training.documents import read_documents
+    from modernbert_fast.training.tokenizer import save_tokenizer, train_tokenizer
+
+    if args.tokenizer or args.init_from:
+        return folder_of(args.tokenizer or args.init_from)
+    folder = args.output / "tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        documents = (text for source in args.data for text in read_documents(source, args.field))
+        save_tokenizer(train_tokenizer(documents, args.vocabulary), folder)
+    return folder

@@ -1,0 +1,174 @@
+"""All that a run needs beside its weights, as safetensors, JSON and npz; a checkpoint appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from modernbert_fast.timing import write_json
+from modernbert_fast.untrusted import read_json
+
+STAGING = ".saving"
+_OPTIMIZER, _DATA = "optimizer", "data.npz"
+_OWN = ("foreach", "triton")  # of the device, not of the run
+_RATES = ("lr", "initial_lr", "max_lr", "weight_decay")
+
+
+@contextlib.contextmanager
+def staged(output: Path, name: str, writes: bool) -> Iterator[Path]:
+    """A folder to write a checkpoint to; it becomes `output / name` at the end, when its bytes are on the disk.
+
+    Args:
+        output: of the run.
+        name: of the checkpoint; one that is there is replaced.
+        writes: whether this process does that; the others only write into it.
+    """
+    staging = output / STAGING
+    if writes:
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
+    yield staging
+    if not writes:
+        return
+    for path in (staging / name).rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    shutil.rmtree(output / name, ignore_errors=True)
+    os.replace(staging / name, output / name)
+    staging.rmdir()
+
+
+def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, writes: bool) -> None:
+    """optimizer.safetensors with the state of every parameter under its name, whole; optimizer.json with the rest.
+
+    Every process calls it, for sharded tensors are gathered; those with `writes` write.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            _put(tensors, values, f"{names[parameter]}:{key}", value)
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if key != "params":
+                _put(tensors, values, f":{number}:{key}", value)
+    if writes:
+        save_file(tensors, folder / f"{_OPTIMIZER}.safetensors")
+        write_json(folder / f"{_OPTIMIZER}.json", values)
+
+
+def load_optimizer(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rates: bool = True
+) -> None:
+    """Puts back what save_optimizer wrote, for as many processes as there are now.
+
+    Args:
+        folder: of the checkpoint.
+        model: whose parameters the optimizer has.
+        optimizer: of the same class.
+        rates: learning rate, weight decay and the like too; False takes only moments and step counts, for a new phase.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file is damaged, or of another model.
+    """
+    path = folder / f"{_OPTIMIZER}.safetensors"
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a valid safetensors file: {error}") from error
+    values = read_json(folder / f"{_OPTIMIZER}.json")
+    parameters = dict(model.named_parameters())
+    state: dict[str, dict[str, Any]] = {}
+    for full, value in {**values, **tensors}.items():
+        name, _, key = full.rpartition(":")
+        if name.startswith(":"):
+            group = optimizer.param_groups[int(name[1:])]
+            if key not in _OWN and (rates or key not in _RATES):
+                group[key] = value
+        elif name not in parameters:
+            raise ValueError(f"{path}: state of a parameter {name!r}, which the model lacks")
+        else:
+            state.setdefault(name, {})[key] = _placed(value, parameters[name], path, full)
+    for name, entries in state.items():
+        optimizer.state[parameters[name]] = entries
+
+
+def _put(tensors: dict[str, torch.Tensor], values: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        tensors[name] = whole.detach().cpu().contiguous()
+    else:
+        values[name] = value
+
+
+def _placed(value: Any, parameter: nn.Parameter, path: Path, name: str) -> Any:
+    """A state tensor where its parameter lies, sharded as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.dim() and value.numel() > 1 and value.shape != parameter.shape:
+        raise ValueError(f"{path}: {name!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
+    value = value.to(parameter.device)
+    if hasattr(parameter, "device_mesh") and value.shape == parameter.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value
+
+
+def save_random_state(folder: Path, rank: int, device: torch.device) -> None:
+    """random-RANK.safetensors: torch's generators of the CPU and of `device`."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    save_file(states, folder / f"random-{rank}.safetensors")
+
+
+def load_random_state(folder: Path, rank: int, device: torch.device) -> bool:
+    """Puts the generators back; False when that rank had none, so that dropout will differ from the former run's."""
+    path = folder / f"random-{rank}.safetensors"
+    if not path.is_file():
+        return False
+    states = load_file(path)
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+    return True
+
+
+def save_data_state(folder: Path, state: Mapping[str, np.ndarray]) -> None:
+    """data.npz: where the loader is."""
+    np.savez(folder / _DATA, **state)  # type: ignore[arg-type]
+
+
+def load_data_state(folder: Path) -> dict[str, np.ndarray]:
+    """What save_data_state wrote.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is damaged.
+    """
+    with np.load(folder / _DATA, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def save_values(folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    """name.json, of a schedule or a gradient scaler."""
+    write_json(folder / f"{name}.json", dict(values))
+
+
+def load_values(folder: Path, name: str) -> dict[str, Any]:
+    """What save_values wrote."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
