@@ -252,5 +252,6 @@ def _tokenizer(args: argparse.Namespace) -> Path:
     folder = args.output / "tokenizer"
     if not (folder / "tokenizer_config.json").exists():
         documents = (text for source in args.data for text in read_documents(source, args.field))
-        save_tokenizer(train_tokenizer(documents, args.vocabulary), folder)
+        prefix_space = OBJECTIVES[args.objective] > 0
+        save_tokenizer(train_tokenizer(documents, args.vocabulary, prefix_space=prefix_space), folder)
     return folder

@@ -11,12 +11,14 @@ ROLES = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_
 BYTES = 256
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, *, prefix_space: bool = False) -> Any:
     """Byte-level BPE that frames a text as [CLS] A [SEP] and a pair as [CLS] A [SEP] B [SEP].
 
     Args:
         texts: read once, in their order; the same texts give the same tokenizer.
         vocab_size: at most so many entries, special tokens (ids 0 to 4) and the 256 bytes among them.
+        prefix_space: a text begins with a space, as its later sentences do. Without it the first token of a document
+            differs from that of the same sentence elsewhere, and gives the order of two segments away.
 
     Returns:
         A `tokenizers.Tokenizer`.
@@ -24,12 +26,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
     Raises:
         ValueError: when vocab_size has no room for bytes and special tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     special = list(ROLES.values())
     if vocab_size < BYTES + len(special):
         raise ValueError(f"vocab_size must be at least {BYTES + len(special)}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE(unk_token=ROLES["unk_token"]))
+    if prefix_space:
+        # Not ByteLevel's own, which puts one before a full stop after [MASK] too.
+        spaces = [(r"^\s+", " "), (r"^ (?=[.,;:!?)\]}])", "")]
+        replacements = [normalizers.Replace(Regex(pattern), text) for pattern, text in spaces]
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(" "), *replacements])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -39,11 +47,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # The space before [MASK] belongs to the word that it hides.
+    tokenizer.add_special_tokens([AddedToken(ROLES["mask_token"], special=True, lstrip=True)])
     frame = [(token, tokenizer.token_to_id(token)) for token in (ROLES["cls_token"], ROLES["sep_token"])]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=frame
     )
-    return tokenizer
+    return Tokenizer.from_str(tokenizer.to_str())  # only one that was loaded heeds lstrip
 
 
 def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str], max_length: int = 8192) -> None:
