@@ -26,8 +26,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, *, prefix_spac
     Raises:
         ValueError: when vocab_size has no room for bytes and special tokens.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     special = list(ROLES.values())
     if vocab_size < BYTES + len(special):

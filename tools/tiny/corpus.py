@@ -1,10 +1,10 @@
 """English prose that the packages of requirements-dev.txt carry, as documents for a small language model.
 
-Docstrings and other long strings of Python files (read with ast, nothing is imported), CMake's manual, the topics of
-Python's manual. Kept are paragraphs of sentences; code, tables, doctests and lists of parameters go. A paragraph most of
-which stood in an earlier one goes too, so no text straddles the splits, which are drawn by file.
+Docstrings, other long strings and comments of Python files (read, never imported), CMake's manual, the topics of
+Python's manual. Kept are paragraphs of sentences; code, tables, doctests and lists of parameters go. A paragraph goes
+too where much of it stood in an earlier one, names and numbers aside: the splits, drawn by file, share no text.
 
-    python tools/tiny_corpus.py FOLDER    writes train.jsonl, validation.jsonl, test.jsonl and corpus.json
+    python tools/tiny/corpus.py FOLDER    writes train.jsonl, test.jsonl and corpus.json
 """
 
 import ast
@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import platform
 import pydoc_data.topics
 import re
 import sys
@@ -22,22 +23,27 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-# Module folders by licence. PSF-2.0 is the standard library.
+STANDARD_LIBRARY = "python"
+# Module folders by licence.
 LICENCES = {
-    "PSF-2.0": ("",),
-    "BSD-3-Clause": ("cmake", "matplotlib", "mpmath", "networkx", "numpy", "pandas", "scipy", "sklearn", "sympy", "torch"),
-    "Apache-2.0": ("accelerate", "datasets", "huggingface_hub", "peft", "pyarrow", "sentence_transformers", "transformers"),
-    "MIT": ("_pytest", "fontTools", "mypy", "narwhals", "pip", "pydantic", "rich", "setuptools", "triton"),
+    "PSF-2.0": (STANDARD_LIBRARY,),
+    "BSD-3-Clause": ("cmake", "mpmath", "networkx", "numpy", "pandas", "scipy", "sklearn", "sympy", "torch"),
+    "Matplotlib": ("matplotlib",),
+    "Apache-2.0": (
+        "accelerate", "datasets", "huggingface_hub", "peft", "pyarrow", "sentence_transformers", "transformers",
+    ),
+    "MIT": ("_pytest", "fontTools", "mypy", "setuptools", "triton"),
 }  # fmt: skip
-HELD_OUT = {"validation": 2, "test": 3}  # percent of the files
+LEFT_OUT = re.compile(r"(^|/)(site-packages|tests?|idlelib|pydoc_data|_?vendor|externals|release)/")
+TEST_PERCENT = 3  # of the files
 MAX_WORDS = 150  # of a document: a longer one is cut between paragraphs
-SHINGLE = 8
+SHINGLE, KNOWN = 8, 0.3  # words that make a run; the share of known runs from which on a paragraph is a copy
 
 COMMON = frozenset(
-    "a an and are as at be been but by can do does for from has have if in into is it its may must no not of on one only or"
-    " other same should so such than that the their them then there these they this to used when where which will with you"
-    .split()
-)  # fmt: skip
+    "a an and are as at be been but by can do does for from has have if in into is it its may must no not of on one"
+    " only or other same should so such than that the their them then there these they this to used when where which"
+    " will with you".split()
+)
 COMMENT = re.compile(r"(?m)(?:^[ \t]*#.*\n){2,}")
 UNDERLINE = re.compile(r"[-=~^*\"+]{3,}$")
 DIRECTIVE = re.compile(r"\s*(\.\. |:\w[\w ]*:|#)|" + UNDERLINE.pattern)
@@ -121,21 +127,19 @@ def strings(source: bytes) -> Iterator[str]:
 
 def sources() -> Iterator[tuple[str, str, Iterator[str]]]:
     """(package, file, its texts), in a fixed order."""
-    yield "python", "pydoc_data/topics", iter([text for _, text in sorted(pydoc_data.topics.topics.items())])
-    for names in LICENCES.values():
-        for name in names:
-            root = _root(name)
-            for path in sorted([*root.rglob("*.py"), *root.rglob("*.rst")]):
-                file = path.relative_to(root).as_posix()
-                if re.search(r"(^|/)(site-packages|tests?|idlelib|pydoc_data|_vendor|vendored|release)/", file):
-                    continue
+    for name, text in sorted(pydoc_data.topics.topics.items()):
+        yield STANDARD_LIBRARY, f"topics/{name}", iter([text])
+    for name in (name for names in LICENCES.values() for name in names):
+        root = _root(name)
+        for path in sorted([*root.rglob("*.py"), *root.rglob("*.rst")]):
+            file = path.relative_to(root).as_posix()
+            if not LEFT_OUT.search(file):
                 read = path.read_bytes()
-                texts = strings(read) if path.suffix == ".py" else iter([read.decode("utf-8", "replace")])
-                yield name or "python", f"{name or 'python'}/{file}", texts
+                yield name, file, strings(read) if path.suffix == ".py" else iter([read.decode("utf-8", "replace")])
 
 
 def _root(name: str) -> Path:
-    if not name:
+    if name == STANDARD_LIBRARY:
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.origin:
@@ -160,19 +164,21 @@ class Seen:
         return known / len(hashes)
 
 
+def split_of(package: str, file: str) -> str:
+    """test for TEST_PERCENT of the files, else train."""
+    digest = hashlib.blake2b(f"{package}/{file}".encode(), digest_size=4).digest()
+    return "test" if int.from_bytes(digest, "little") % 100 < TEST_PERCENT else "train"
+
+
 def documents() -> Iterator[tuple[str, str, str]]:
-    """(package, split, text): paragraphs one after another on one line, MAX_WORDS at most where a cut is possible."""
+    """(package, split, text): the paragraphs of a string, a comment or a manual page, one after another on one line."""
     seen = Seen()
     for package, file, texts in sources():
-        number = int.from_bytes(hashlib.blake2b(file.encode(), digest_size=4).digest(), "little") % 100
-        split = "train"
-        for name, percent in HELD_OUT.items():
-            split = name if 0 <= number < percent else split
-            number -= percent
+        split = split_of(package, file)
         for text in texts:
-            kept = [found for block in blocks(text) if (found := prose(block)) and seen.share(found) < 0.3]
-            words = 0
+            kept = [found for block in blocks(text) if (found := prose(block)) and seen.share(found) < KNOWN]
             part: list[str] = []
+            words = 0
             for paragraph in [*kept, ""]:
                 count = len(paragraph.split())
                 if part and (not paragraph or words + count > MAX_WORDS):
@@ -185,18 +191,36 @@ def documents() -> Iterator[tuple[str, str, str]]:
 def main(folder: str) -> int:
     """Writes the splits, and what they are made of."""
     warnings.simplefilter("ignore", SyntaxWarning)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    counts: Counter[tuple[str, str]] = Counter()
-    files = {name: open(Path(folder) / f"{name}.jsonl", "w") for name in ("train", *HELD_OUT)}
-    for package, split, text in documents():
-        files[split].write(json.dumps({"text": text, "package": package}) + "\n")
-        counts[package, split] += len(text.split())
-    for file in files.values():
-        file.close()
-    for package in dict.fromkeys(package for package, _ in counts):
-        print(package, {split: counts[package, split] for split in files})
-    print("words", {split: sum(n for (_, s), n in counts.items() if s == split) for split in files})
+    output = Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    words: Counter[tuple[str, str]] = Counter()
+    with open(output / "train.jsonl", "w") as train, open(output / "test.jsonl", "w") as test:
+        files = {"train": train, "test": test}
+        for package, split, text in documents():
+            files[split].write(json.dumps({"text": text}) + "\n")
+            words[package, split] += len(text.split())
+    made_of = [
+        {
+            "package": name,
+            "version": platform.python_version() if name == STANDARD_LIBRARY else _version(name),
+            "licence": licence,
+            "train_words": words[name, "train"],
+            "test_words": words[name, "test"],
+        }
+        for licence, names in LICENCES.items()
+        for name in names
+    ]
+    (output / "corpus.json").write_text(json.dumps(made_of, indent=1) + "\n")
+    for row in made_of:
+        print(*row.values(), sep="  ")
+    train_words, test_words = (sum(words[row["package"], split] for row in made_of) for split in ("train", "test"))
+    print(f"{train_words:,} words to train on, {test_words:,} to test")
     return 0
+
+
+def _version(module: str) -> str:
+    distribution = importlib.metadata.packages_distributions()[module][0]
+    return f"{distribution} {importlib.metadata.version(distribution)}"
 
 
 if __name__ == "__main__":
