@@ -176,3 +176,11 @@ def mlm():
     import hf_models as hf
 
     return hf.build(hf.MLM, hf.tiny_config())
+
+
+@pytest.fixture(scope="session")
+def manual():
+    """The topics of Python's manual."""
+    from modernbert_fast.commands.corpus import manual_texts
+
+    return manual_texts()

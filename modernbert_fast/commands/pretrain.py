@@ -113,7 +113,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()  # of saving, which would break the one of training
-    state = PartialState(cpu=args.device == "cpu")
+    cpu = args.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
     plan = {**_plan(args), "recipe": json.loads(json.dumps(dataclasses.asdict(recipe)))}
     ways = OBJECTIVES[args.objective]
     with state.main_process_first():
@@ -146,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
         checkpointing=args.checkpointing,
         shard=args.shard,
         workers=args.workers,
-        cpu=args.device == "cpu",
+        cpu=cpu,
         log_steps=args.log_steps,
         save_steps=args.save_steps,
         keep=max(3, args.average),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,12 @@ def load_data_state(folder: Path) -> dict[str, np.ndarray]:
         OSError: there is none.
         ValueError: it is damaged.
     """
-    with np.load(folder / _DATA, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    path = folder / _DATA
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
 
 
 def save_values(folder: Path, name: str, values: Mapping[str, Any]) -> None:

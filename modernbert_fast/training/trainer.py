@@ -45,7 +45,11 @@ def pretraining_arguments(
         "ddp_find_unused_parameters": False,
     }
     usual = {"max_grad_norm": 0.0, "logging_first_step": True, "save_total_limit": 3}
-    return transformers.TrainingArguments(output_dir=str(output), **{**usual, **changes, **fixed})
+    # Without an accelerator transformers sees several processes only where it is told to use the CPU.
+    changes["use_cpu"] = changes.get("use_cpu", False) or not torch.accelerator.is_available()
+    args = transformers.TrainingArguments(output_dir=str(output), **{**usual, **changes, **fixed})
+    args._n_gpu = min(args.n_gpu, 1)  # a process trains on one GPU, whatever it sees
+    return args
 
 
 class PretrainingTrainer(transformers.Trainer):
