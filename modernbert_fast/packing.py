@@ -77,7 +77,7 @@ class Packer:
 
     A bin takes the texts that have waited longest, as long as the next one fits. Then it takes the longest that fits
     of all that wait (the oldest among equals), until none does. So a bin is filled nearly whole, is a fair sample of
-    the stream, and no text waits long. The same texts give the same bins, and so does a state that was saved.
+    the stream, and no text waits long. The texts that wait decide alone, so a saved state goes on with the same bins.
 
     Args:
         lookahead: texts that wait before a bin is taken, at least 1: more of them waste less room.

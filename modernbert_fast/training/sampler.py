@@ -78,6 +78,8 @@ class PackedSampler:
         self._capacity_of = tokens_per_batch if callable(tokens_per_batch) else lambda number: tokens_per_batch
         if not self._lengths.size:
             raise ValueError("no pieces to sample from")
+        if not self._lengths.all():
+            raise ValueError(f"piece {int(self._lengths.argmin())} has no tokens")
         if not 0 <= rank < world:
             raise ValueError(f"rank must be from 0 to world - 1 ({world - 1}), got {rank}")
         if seed < 0 or (epochs is not None and epochs < 1):
