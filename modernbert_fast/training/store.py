@@ -146,8 +146,10 @@ def _tokenised(documents: Iterable[str], definition: str, with_sentences: bool, 
     if not workers:
         yield from map(_Tokenizer(definition, with_sentences), _chunks(documents))
         return
-    # Not forked: threads of torch and of the tokenizer would not survive it.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (definition, with_sentences))
+    # Not forked from here: threads of torch and of the tokenizer would not survive it. The server imports once for all.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (definition, with_sentences))
     try:
         waiting: deque[Future[_Chunk]] = deque()
         for texts in _chunks(documents):

@@ -144,7 +144,11 @@ def test_from_tokenizer(tiny_checkpoint):
 
 @pytest.mark.parametrize(
     "options, text",
-    [({"rate": 1.5}, "rate must be"), ({"special_tokens": "some"}, "must be 'keep'"), ({"mask_id": 100}, "mask_id must")],
+    [
+        ({"rate": 1.5}, "rate must be"),
+        ({"special_tokens": "some"}, "must be 'keep'"),
+        ({"mask_id": 100}, "mask_id must"),
+    ],
 )
 def test_bad_options(options, text):
     with pytest.raises(ValueError, match=text):
