@@ -21,7 +21,7 @@ import harness
 import numpy as np
 import torch
 
-from modernbert_fast import packing, timing
+from modernbert_fast import durable, packing, timing
 from modernbert_fast.packing import Packer
 from modernbert_fast.training.sampler import CHUNK, SPECIAL_TOKENS, PackedSampler, pieces
 
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
                 flush=True,
             )
     path = (args.output or harness.FOLDER / "results" / harness.machine()) / "packer.json"
-    timing.write_json(path, {"machine": facts, "records": records})
+    durable.write_json(path, {"machine": facts, "records": records})
     print(path)
     required = [record for record in records if record["mix"] != HARD]
     if any(record["efficiency"] < EFFICIENCY or record["tokens_s"] < TOKENS_A_SECOND for record in required):

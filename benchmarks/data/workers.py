@@ -23,7 +23,7 @@ import harness
 import numpy as np
 import torch
 
-from modernbert_fast import timing
+from modernbert_fast import durable, timing
 from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.training.dataset import TextDataset
 from modernbert_fast.training.loader import PackedLoader
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
     for name, gained in record["growth"].items():
         print(f"private memory after the first quarter, {name}: {gained / 2**20:+.1f} MiB")
     path = (args.output or harness.FOLDER / "results" / harness.machine()) / "workers.json"
-    timing.write_json(path, {"machine": facts, **record})
+    durable.write_json(path, {"machine": facts, **record})
     print(path)
     if max(record["growth"].values()) > GROWTH:
         raise SystemExit("memory grows")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import shutil
 from collections import deque
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modernbert_fast import durable
 from modernbert_fast.training.sentences import sentence_starts
 from modernbert_fast.training.token_store import (
     FORMAT,
@@ -91,8 +92,9 @@ def build_store(
         }
         if not manifest["shards"]:
             raise ValueError(f"no document with a token among {writer.skipped}")
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        durable.write_json(unfinished / MANIFEST, manifest)
         unfinished.replace(folder)
+        durable.sync_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenStore(folder)
@@ -227,7 +229,8 @@ class _Writer:
         }
         for name, array in arrays.items():
             if name != "sentences" or self.with_sentences:
-                np.save(shard_path(self.folder, len(self.shards), name), array, allow_pickle=False)
+                save = functools.partial(np.save, arr=array, allow_pickle=False)
+                durable.write_file(shard_path(self.folder, len(self.shards), name), save)
         self.shards.append(
             {"documents": arrays["documents"].size - 1, "tokens": self.tokens, "sentences": arrays["sentences"].size}
         )
