@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import shutil
 from collections import deque
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modernbert_fast import durable
 from modernbert_fast.training.sentences import sentence_starts
 from modernbert_fast.training.token_store import (
     FORMAT,
@@ -91,8 +92,9 @@ def build_store(
         }
         if not manifest["shards"]:
             raise ValueError(f"no document with a token among {writer.skipped}")
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        durable.write_json(unfinished / MANIFEST, manifest)
         unfinished.replace(folder)
+        durable.sync_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenStore(folder)
@@ -146,8 +148,10 @@ def _tokenised(documents: Iterable[str], definition: str, with_sentences: bool, 
     if not workers:
         yield from map(_Tokenizer(definition, with_sentences), _chunks(documents))
         return
-    # Not forked: threads of torch and of the tokenizer would not survive it.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (definition, with_sentences))
+    # Not forked from here: threads of torch and of the tokenizer would not survive it. The server imports once for all.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (definition, with_sentences))
     try:
         waiting: deque[Future[_Chunk]] = deque()
         for texts in _chunks(documents):
@@ -225,7 +229,8 @@ class _Writer:
         }
         for name, array in arrays.items():
             if name != "sentences" or self.with_sentences:
-                np.save(shard_path(self.folder, len(self.shards), name), array, allow_pickle=False)
+                save = functools.partial(np.save, arr=array, allow_pickle=False)
+                durable.write_file(shard_path(self.folder, len(self.shards), name), save)
         self.shards.append(
             {"documents": arrays["documents"].size - 1, "tokens": self.tokens, "sentences": arrays["sentences"].size}
         )
