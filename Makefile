@@ -15,6 +15,8 @@
 #   test-emulated  the op tests on the loops of instruction sets that this machine lacks, in plain C++
 #   test-sanitize  the op tests under ASan with UBSan, TSan and glibc's heap checks (GCC; half an hour or more)
 #   test-abi   runs the native tests of this build under another torch (a large download)
+#   pretrain-tiny  makes modernbert_fast/tiny anew: corpus, tokenizer, pre-training (half an hour), evaluation; goes on
+#              where it was stopped
 #   clean      removes what was built, and .venv
 
 export PYTHONSAFEPATH = 1
@@ -34,7 +36,7 @@ PACKAGE := $(shell find modernbert_fast kernels -name '*.py')
 PATH_BEFORE := $(PATH)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: build demo test lint lint-kernels lint-cuda wheel bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize clean
+.PHONY: build demo test lint lint-kernels lint-cuda wheel bench bench-rivals test-gpu bench-gpu test-abi test-emulated test-sanitize pretrain-tiny clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -163,6 +165,16 @@ test-sanitize: build build/address/.built build/thread/.built
 	@LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3 $(ASK) $(CPU_ROWS)
 	@export PYTHONPATH=$(CURDIR)/build/thread LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)"; \
 	$(LOADED) && $(ASK) $(CPU_ROWS)
+
+TINY := build/tiny
+
+$(TINY)/corpus/corpus.json: tools/tiny/corpus.py requirements-dev.txt | build
+	@$(BIN)/python tools/tiny/corpus.py $(@D)
+
+pretrain-tiny: $(TINY)/corpus/corpus.json | build
+	@$(BIN)/modernbert-fast pretrain $(TINY)/run --data $(TINY)/corpus/train.jsonl --recipe tools/tiny/recipe.json \
+	  --objective mlm+order --precision bf16 --device cpu --no-tensorboard --resume
+	@$(BIN)/python tools/tiny/package.py $(TINY) modernbert_fast/tiny
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV)-abi modernbert_fast/*.so modernbert_fast/_build_info.json
