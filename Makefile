@@ -175,6 +175,7 @@ pretrain-tiny: $(TINY)/corpus/corpus.json | build
 	@$(BIN)/modernbert-fast pretrain $(TINY)/run --data $(TINY)/corpus/train.jsonl --recipe tools/tiny/recipe.json \
 	  --objective mlm+order --precision bf16 --device cpu --no-tensorboard --resume
 	@$(BIN)/python tools/tiny/package.py $(TINY) modernbert_fast/tiny
+	@$(BIN)/python tools/tiny/evaluate.py modernbert_fast/tiny $(TINY)/corpus modernbert_fast/tiny/figures.json
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV)-abi modernbert_fast/*.so modernbert_fast/_build_info.json

@@ -30,7 +30,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SUBPACKAGES = ("aten", "commands", "kernels", "ops", "reference", "retrieval", "testing", "training")
+SUBPACKAGES = ("aten", "commands", "kernels", "ops", "reference", "retrieval", "testing", "tiny", "training")
 SKIP_BUILD = os.environ.get("MODERNBERT_FAST_SKIP_BUILD", "") not in ("", "0")
 CUDA = os.environ.get("MODERNBERT_FAST_CUDA", "")
 CMAKE_ARGS = shlex.split(os.environ.get("CMAKE_ARGS", ""))
@@ -244,7 +244,10 @@ setup(
     packages=["modernbert_fast", *(f"modernbert_fast.{name}" for name in SUBPACKAGES)],
     # Installed as a top-level `kernels` it would replace the package that Hugging Face gave that name.
     package_dir={"modernbert_fast.kernels": "kernels"},
-    package_data={"modernbert_fast": ["py.typed"]},
+    package_data={
+        "modernbert_fast": ["py.typed"],
+        "modernbert_fast.tiny": ["*.safetensors", "*.json", "*.jsonl", "*.png", "README.md"],
+    },
     ext_modules=[Extension("modernbert_fast._host", sources=[])] if native_possible() else [],
     cmdclass={"build_py": BuildPy, "build_ext": NativeMarker},
 )

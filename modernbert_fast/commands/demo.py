@@ -1,4 +1,4 @@
-"""The whole job: encodes real English text with stock transformers and with us, and compares."""
+"""The whole job: real English text through stock transformers and through us, compared; then a small trained model."""
 
 import argparse
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 import modernbert_fast as mf
+from modernbert_fast.commands import meaning
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.commands.models import (
@@ -21,7 +22,7 @@ from modernbert_fast.commands.parity import ParityError, parity_of_batch
 from modernbert_fast.timing import Arm, Measurement, interleave
 from modernbert_fast.training.tokenizer import train_tokenizer
 
-help = "encode real text with stock transformers and with us: parity, tokens/s, memory"
+help = "encode real text with stock transformers and with us: parity, tokens/s, memory; fill masks, find paragraphs"
 
 STOCK, FAST = "transformers", "modernbert_fast"
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     print("         (against the same model in a wider dtype, text by text)")
     print()
     print(mf.report(fast))
+    print()
+    meaning.show()
     return 0
 
 

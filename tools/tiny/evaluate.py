@@ -1,124 +1,27 @@
-"""How well a pre-trained model does on text that it has not seen: masked tokens, and the order of sentences.
+"""Figures of a model on the test split of the corpus.
 
-python tools/tiny/evaluate.py MODEL TRAIN.jsonl TEST.jsonl    the first text only says which token is the commonest
+python tools/tiny/evaluate.py MODEL CORPUS [OUTPUT.json]
 """
 
-import itertools
 import json
-import math
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+from transformers import AutoTokenizer
 
-import modernbert_fast as mf
-from modernbert_fast.training.dataset import TextDataset
+from modernbert_fast.durable import write_json
+from modernbert_fast.training import held_out
 from modernbert_fast.training.documents import read_documents
-from modernbert_fast.training.masking import MaskedLMCollator
-from modernbert_fast.training.modeling import ModernBertForPreTraining
-from modernbert_fast.training.pairs import PairDataset, pair_pieces
-from modernbert_fast.training.sampler import pieces
-from modernbert_fast.training.store import TokenStore, build_store
-
-MAX_LENGTH, TEXTS_AT_A_TIME = 256, 64
-MASKED = 0.3  # as in training
 
 
-@torch.no_grad()
-def masked_accuracy(model: Any, store: TokenStore, guess: int) -> dict[str, float]:
-    """Accuracy and perplexity at masked tokens of all pieces of a store, and the accuracy of one and the same guess."""
-    dataset = TextDataset(store, pieces(store.lengths, MAX_LENGTH))
-    collator = MaskedLMCollator.from_store(store, rate=MASKED)
-    hits = guessed = loss = count = 0.0
-    for features in _in_groups(dataset[piece, 0] for piece in range(len(dataset))):
-        batch = collator(features)
-        labels = batch.pop("labels")[0]
-        logits = model(**batch).prediction_logits[0, labels >= 0]
-        labels = labels[labels >= 0]
-        loss += float(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
-        hits += int((logits.argmax(-1) == labels).sum())
-        guessed += int((labels == guess).sum())
-        count += len(labels)
-    return {
-        "masked_tokens": count,
-        "masked_accuracy": hits / count,
-        "unigram_accuracy": guessed / count,
-        "perplexity": math.exp(loss / count),
-    }
-
-
-@torch.no_grad()
-def order_accuracy(model: Any, store: TokenStore) -> dict[str, float]:
-    """Accuracy on pairs of which nothing is masked: every piece once in the order of its document, once swapped."""
-    dataset = PairDataset(store, pair_pieces(store, MAX_LENGTH))
-    collator = MaskedLMCollator.from_store(store, rate=0.0)
-    hits = [0, 0]
-    for features in _in_groups(_in_order(dataset, piece, label) for piece in range(len(dataset)) for label in (0, 1)):
-        batch = collator(features)
-        labels = batch.pop("sentence_order_label")
-        del batch["labels"]
-        right = model(**batch).sop_logits.argmax(-1) == labels
-        for label in (0, 1):
-            hits[label] += int(right[labels == label].sum())
-    return {
-        "pairs": 2 * len(dataset),
-        "order_accuracy": sum(hits) / (2 * len(dataset)),
-        "accuracy_in_order": hits[0] / len(dataset),
-        "accuracy_swapped": hits[1] / len(dataset),
-    }
-
-
-def commonest(texts: Iterable[str], tokenizer: Any) -> int:
-    """The most frequent token."""
-    counts = np.zeros(len(tokenizer), np.int64)
-    for chunk in _in_groups(texts):
-        for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
-            counts += np.bincount(ids, minlength=len(counts))
-    return int(counts.argmax())
-
-
-def load(folder: Path) -> tuple[Any, Any]:
-    """The accelerated model in fp32, and its tokenizer."""
-    from transformers import AutoTokenizer
-
-    model = ModernBertForPreTraining.from_pretrained(folder, dtype=torch.float32)
-    return mf.accelerate(model.eval()), AutoTokenizer.from_pretrained(folder)
-
-
-def evaluate(folder: Path, test: Sequence[str], guess: int) -> dict[str, float]:
-    """All figures, of documents.
-
-    Args:
-        folder: the model.
-        test: documents that it has not seen.
-        guess: the token that the unigram baseline always says.
-    """
-    model, _ = load(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = build_store(test, folder, Path(scratch) / "store")
-        return {"documents": len(store), **masked_accuracy(model, store, guess), **order_accuracy(model, store)}
-
-
-def _in_order(dataset: PairDataset, piece: int, label: int) -> dict[str, Any]:
-    """A pair of this label, from the first epoch that draws it."""
-    drawn = (dataset[piece, epoch] for epoch in itertools.count())
-    return next(feature for feature in drawn if feature["sentence_order_label"] == label)
-
-
-def _in_groups(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    return iter(lambda: list(itertools.islice(iterator, TEXTS_AT_A_TIME)), [])
-
-
-def main(folder: str, train: str, test: str) -> int:
-    _, tokenizer = load(Path(folder))
-    guess = commonest(read_documents(train), tokenizer)
-    figures = evaluate(Path(folder), list(read_documents(test)), guess)
-    print(json.dumps({"commonest_token": tokenizer.convert_ids_to_tokens(guess), **figures}, indent=1))
+def main(model: str, corpus: str, output: str | None = None) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    guess = held_out.commonest(read_documents(Path(corpus) / "train.jsonl"), tokenizer)
+    figures = held_out.evaluate(Path(model), list(read_documents(Path(corpus) / "test.jsonl")), guess)
+    record = {"commonest_token": tokenizer.convert_ids_to_tokens(guess), **figures}
+    print(json.dumps(record, indent=2))
+    if output:
+        write_json(output, record)
     return 0
 
 
