@@ -1,7 +1,7 @@
 """Times ops and writes benchmarks/results/<machine>/ops-<dtype>.json: python benchmarks/run.py [op ...] [--large].
 
-python benchmarks/run.py models/NAME ... or gpu/NAME runs that file of this folder instead, and `compile_report` shows
-the costs of the Triton kernels on every chip, without one.
+python benchmarks/run.py models/NAME ..., data/NAME or gpu/NAME runs that file of this folder instead, and
+`compile_report` shows the costs of the Triton kernels on every chip, without one.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 
-from modernbert_fast import dispatch, timing
+from modernbert_fast import dispatch, durable, timing
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
                 )
     name = f"ops{'-large' if args.large else ''}-{str(dtype).removeprefix('torch.')}.json"
     path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
-    timing.write_json(path, {"machine": facts, "records": records})
+    durable.write_json(path, {"machine": facts, "records": records})
     print(path)
 
 
