@@ -229,7 +229,7 @@ def _claim(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     Raises:
         CommandError: it holds another run, or this one and nobody said --resume.
     """
-    from modernbert_fast.timing import write_json
+    from modernbert_fast.durable import write_json
 
     path = args.output / PLAN
     if not path.exists():

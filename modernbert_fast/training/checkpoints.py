@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modernbert_fast.timing import write_json
+from modernbert_fast.durable import write_json
 from modernbert_fast.untrusted import read_json
 
 STAGING = ".saving"
