@@ -73,15 +73,19 @@ def losses(folder, key="loss"):
     return torch.tensor([row[key] for row in records(folder) if key in row], dtype=torch.float64)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def in_processes(function, *args, world=1, killed=False, timeout=100.0):
     """Forks `world` ranks that call function(*args); where one is killed the others are too.
 
     `killed` says whether a rank is expected to end by SIGKILL; anything else that is not a clean end fails.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.start_processes(_rank, (world, port, function, args), world, join=False, start_method="fork")
+    arguments = (world, free_port(), function, args)
+    context = multiprocessing.start_processes(_rank, arguments, world, join=False, start_method="fork")
     deadline = time.monotonic() + timeout
     processes = context.processes
     while any(process.is_alive() for process in processes) and time.monotonic() < deadline:

@@ -66,22 +66,27 @@ def worker(rank, folder, wrap, architecture):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     try:
-        wrapped = wrap(model(wrap, architecture))
-        loss = wrapped(**shares(architecture, rank)).loss
-        loss.backward()
-        grads = {
-            name.removeprefix("module."): gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-            for name, gradient in hf.gradients(wrapped).items()
-        }
-        total = loss.detach().clone()
-        dist.all_reduce(total)
-        if rank == 0:
-            torch.save((total / WORLD, grads), f"{folder}/result.pt")
-        if wrap is not wrap_in_ddp:
-            with pytest.raises(ValueError, match="before FSDP"):
-                mf.accelerate(wrapped)
+        run(rank, folder, wrap, architecture)
     finally:
         dist.destroy_process_group()
+
+
+def run(rank, folder, wrap, architecture):
+    """In a frame of its own: what is wrapped must be gone before the group, whose last owner waits with the GIL."""
+    wrapped = wrap(model(wrap, architecture))
+    loss = wrapped(**shares(architecture, rank)).loss
+    loss.backward()
+    grads = {
+        name.removeprefix("module."): gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        for name, gradient in hf.gradients(wrapped).items()
+    }
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    if rank == 0:
+        torch.save((total / WORLD, grads), f"{folder}/result.pt")
+    if wrap is not wrap_in_ddp:
+        with pytest.raises(ValueError, match="before FSDP"):
+            mf.accelerate(wrapped)
 
 
 @pytest.mark.parametrize(

@@ -195,11 +195,13 @@ def recipe_of(args: argparse.Namespace) -> presets.Recipe:
         masked=args.masked or 0.3,
     )
     hidden = args.hidden or 256
+    if hidden % HEAD_DIM:
+        raise ValueError(f"--hidden {hidden} is no multiple of {HEAD_DIM}, the width of a head")
     model = {
         "num_hidden_layers": args.layers or 4,
         "hidden_size": hidden,
         "intermediate_size": args.intermediate or hidden * 3 // 2,
-        "num_attention_heads": max(1, hidden // HEAD_DIM),
+        "num_attention_heads": hidden // HEAD_DIM,
         "local_attention": args.local_attention or 128,
     }
     EncoderConfig.from_dict(model)

@@ -58,6 +58,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: learning_rate must be positive and masked between 0 and 1")
         if self.max_length < 3:
             raise ValueError(f"phase {self.name!r}: max_length {self.max_length} has no room beside [CLS] and [SEP]")
+        if self.warmup_tokens + self.decay_tokens > self.tokens:
+            raise ValueError(f"phase {self.name!r}: warm-up and decay of the learning rate take more than all tokens")
         _ = self.batches  # refuses sizes that do not fit together
 
     @property
@@ -115,9 +117,11 @@ def from_json(path: Path) -> Recipe:
 
 
 def _phase(entry: Any) -> Phase:
-    known = {f.name for f in dataclasses.fields(Phase)}
-    if not isinstance(entry, dict) or (unknown := set(entry) - known):
-        raise ValueError(f"a phase is an object of {', '.join(sorted(known))}; unknown: {entry and sorted(unknown)}")
+    known = {field.name for field in dataclasses.fields(Phase)}
+    if not isinstance(entry, dict):
+        raise ValueError(f"a phase is an object, got {entry!r}")
+    if unknown := set(entry) - known:
+        raise ValueError(f"unknown key {sorted(unknown)[0]!r} of a phase; known: {', '.join(sorted(known))}")
     return Phase(**entry)
 
 
@@ -209,6 +213,6 @@ PRESETS: dict[str, Recipe] = {
     "large": Recipe(
         "ModernBERT-large",
         (_LARGE, _ROLLBACK, *_extension(5e-5, 77, 7, 1e-6)),
-        {"hidden_size": 1024, "intermediate_size": 2624, "num_hidden_layers": 28, "num_attention_heads": 16},
+        EncoderConfig.preset("large").to_dict(),
     ),
 }

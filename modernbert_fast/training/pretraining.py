@@ -102,8 +102,8 @@ class Options:
 
 
 def every_kth(documents: Iterable[str], k: int, chosen: bool) -> Iterator[str]:
-    """Every k-th document, or all the others; k = 0 chooses none."""
-    for number, document in enumerate(documents, 1):
+    """Every k-th document from the first on, or all the others; k = 0 chooses none."""
+    for number, document in enumerate(documents):
         if (k > 0 and number % k == 0) == chosen:
             yield document
 
@@ -134,7 +134,10 @@ def open_stores(
         path = folder / name
         if not path.exists():
             documents = (text for source in sources for text in read_documents(source, field))
-            build_store(every_kth(documents, k, chosen), tokenizer, path, workers=workers)
+            try:
+                build_store(every_kth(documents, k, chosen), tokenizer, path, workers=workers)
+            except ValueError as error:
+                raise ValueError(f"{error} ({name}; one document of {k} is held out)" if k else str(error)) from error
         store = TokenStore(path)
         if sentences and not store.has_sentences:
             raise ValueError(f"{path} was built without sentences, which sentence order needs")

@@ -8,6 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,7 +60,7 @@ def build_store(
     Raises:
         ValueError: when a document is not valid Unicode, there is none, the tokenizer does not fit, or a number is out
             of its range.
-        OSError: when files cannot be written; FileExistsError when the folder is not empty.
+        OSError: when files cannot be written or a worker dies; FileExistsError when the folder is not empty.
     """
     from transformers import AutoTokenizer
 
@@ -74,6 +75,7 @@ def build_store(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed and had this number
     unfinished.mkdir(parents=True)
     try:
         tokenizer.save_pretrained(unfinished / TOKENIZER)
@@ -160,6 +162,8 @@ def _tokenised(documents: Iterable[str], definition: str, with_sentences: bool, 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise OSError("a process that tokenises has died; perhaps memory ran out") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -90,6 +90,8 @@ class PretrainingTrainer(transformers.Trainer):
             raise ValueError("PretrainingTrainer needs max_steps, and arguments made by pretraining_arguments")
         if args.save_strategy == "steps" and args.save_steps % args.logging_steps:
             raise ValueError(f"save_steps ({args.save_steps}) must be a multiple of logging_steps ({args.logging_steps})")
+        if args.fp16 and args.device.type == "cpu":
+            raise ValueError("fp16 needs an accelerator; a CPU trains in fp32 or bf16")
         self.is_sharded = shard and args.world_size > 1
         triton = args.device.type == "cuda" and not self.is_sharded
         super().__init__(

@@ -1,6 +1,8 @@
 """Token stores: what went in comes out, by whomever it was built; damage has a name."""
 
 import json
+import multiprocessing
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -85,6 +87,20 @@ def test_workers_change_nothing(built, tokenizer, tmp_path, monkeypatch):
         assert (built.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
 
 
+def test_a_worker_that_dies_is_reported(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "CHUNK_TEXTS", 1)
+
+    def documents():
+        yield from ["fine"] * 3
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        yield from ["late"] * 10
+
+    with pytest.raises(OSError, match="a process that tokenises has died"):
+        build_store(documents(), tokenizer, tmp_path / "store", workers=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_pickles_as_its_path(built):
     data = pickle.dumps(built)
     assert len(data) < 500
@@ -131,7 +147,11 @@ def test_an_interrupted_build_leaves_no_store(tokenizer, tmp_path):
         TokenStore(tmp_path / "store")
 
 
-def test_a_build_that_was_killed_does_not_open(copy):
+def test_a_build_that_was_killed_does_not_open_and_is_in_nobodys_way(copy, tokenizer, tmp_path):
+    left = tmp_path / f".store.unfinished-{os.getpid()}"
+    shutil.copytree(copy, left)
+    assert len(build_store(["fine"], tokenizer, tmp_path / "store")) == 1
+    assert not left.exists()
     (copy / "manifest.json").unlink()  # it is written last
     with pytest.raises(FileNotFoundError, match="manifest.json"):
         TokenStore(copy)
