@@ -136,7 +136,7 @@ def test_demo(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None
     options = ["--model", str(tiny_checkpoint), *CPU, "--texts", "5", "--batch", "2", "--max-length", "300"]
     assert cli.main(["demo", *options]) == 0
     shown = capsys.readouterr().out
-    for word in ("parity   ok", "ratio", "tokens/s", "5 topics"):
+    for word in ("parity   ok", "ratio", "tokens/s", "5 topics", "fills masks", "paragraphs of Python's manual"):
         assert word in shown
 
 

@@ -197,7 +197,7 @@ def main(folder: str) -> int:
     with open(output / "train.jsonl", "w") as train, open(output / "test.jsonl", "w") as test:
         files = {"train": train, "test": test}
         for package, split, text in documents():
-            files[split].write(json.dumps({"text": text}) + "\n")
+            files[split].write(json.dumps({"text": text, "package": package}) + "\n")
             words[package, split] += len(text.split())
     made_of = [
         {
