@@ -250,12 +250,10 @@ def trainer_of(
         sampler,
         objective.collator(store, phase.masked),
         options.workers,
-        pin_memory=args.device.type != "cpu",
+        pin_memory=not args.use_cpu,
     )
     batches = held_out_batches(held_out, objective, phase, options.held_out_tokens)
-    return PretrainingTrainer(
-        model, args, loader, batches, tokenizer=tokenizer, shard=options.shard, moments=moments
-    )
+    return PretrainingTrainer(model, args, loader, batches, tokenizer=tokenizer, shard=options.shard, moments=moments)
 
 
 def run(
@@ -297,4 +295,3 @@ def run(
         kept = sorted(checkpoint.parent.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         averaging.average(kept[-average:], model_folder)
     return model_folder
-

@@ -89,11 +89,13 @@ class PretrainingTrainer(transformers.Trainer):
         if args.max_steps < 1 or not args.ignore_data_skip:
             raise ValueError("PretrainingTrainer needs max_steps, and arguments made by pretraining_arguments")
         if args.save_strategy == "steps" and args.save_steps % args.logging_steps:
-            raise ValueError(f"save_steps ({args.save_steps}) must be a multiple of logging_steps ({args.logging_steps})")
-        if args.fp16 and args.device.type == "cpu":
+            raise ValueError(
+                f"save_steps ({args.save_steps}) must be a multiple of logging_steps ({args.logging_steps})"
+            )
+        if args.fp16 and args.use_cpu:
             raise ValueError("fp16 needs an accelerator; a CPU trains in fp32 or bf16")
         self.is_sharded = shard and args.world_size > 1
-        triton = args.device.type == "cuda" and not self.is_sharded
+        triton = torch.cuda.is_available() and not args.use_cpu and not self.is_sharded
         super().__init__(
             model,
             args,
@@ -266,11 +268,11 @@ class PretrainingTrainer(transformers.Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        checkpoints.save_random_state(Path(output_dir), self.args.process_index, self.args.device)
+        checkpoints.save_random_state(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.load_random_state(Path(checkpoint), self.args.process_index, self.args.device)
+            checkpoints.load_random_state(Path(checkpoint), self.args.process_index)
 
     # Evaluation
 
@@ -299,7 +301,7 @@ class PretrainingTrainer(transformers.Trainer):
             metrics |= {"loss": loss + order / texts, "order_loss": order / texts, "order_accuracy": ordered / texts}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _score(self, batch: Batch) -> torch.Tensor:

@@ -28,7 +28,9 @@ def stores(tmp_path_factory, manual):
 
 def step_losses(trainer):
     """Sums over the micro-batches of the first step, with the stock forward: tokens, order, and their counts."""
-    stock = mf.restore(runs.pretraining.build_model(trainer.model.config, runs.PHASE, runs.pretraining.Objective(2), None, 0))
+    stock = mf.restore(
+        runs.pretraining.build_model(trainer.model.config, runs.PHASE, runs.pretraining.Objective(2), None, 0)
+    )
     stock.train()
     sums = torch.zeros(4, dtype=torch.float64)
     batches = iter(trainer.loader)
