@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of autocast (default: fp32)"
     )
     how.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
+    how.add_argument("--mask-on-device", action="store_true", help="mask where the model is, not where data is read")
     how.add_argument("--shard", action="store_true", help="spread weights and moments over the processes (FSDP2)")
     how.add_argument(
         "--average", type=positive, default=1, help="checkpoints to average in the end (default: 1, the last)"
@@ -164,6 +165,7 @@ def _run(args: argparse.Namespace) -> int:
         checkpointing=args.checkpointing,
         shard=args.shard,
         workers=args.workers,
+        mask_on_device=args.mask_on_device,
         cpu=cpu,
         log_steps=args.log_steps,
         save_steps=args.save_steps,

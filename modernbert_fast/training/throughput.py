@@ -59,7 +59,7 @@ class Meter:
         self._tokens, self._flops, self._since, self._paused = 0, 0.0, time.perf_counter(), 0.0
 
     def add(self, batch: dict[str, Any]) -> float:
-        """Counts a flattened micro-batch, still on the CPU; gives its flops."""
+        """Counts a flattened micro-batch; gives its flops."""
         lengths = batch["cu_seq_lens_q"].diff()
         flops = training_flops(self._config, lengths, int((batch["labels"] != -100).sum()))
         self._tokens += batch["input_ids"].numel()

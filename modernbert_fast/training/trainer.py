@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class PretrainingTrainer(transformers.Trainer):
         tokenizer: saved beside the weights.
         shard: FSDP2: parameters, gradients and moments are spread over the ranks, layer by layer.
         moments: folder of a checkpoint whose optimizer moments a new phase starts from.
+        mask: what a collator with `on_device` left undone, done where the model is; `held_out` is masked already.
         share: measure the device's matrix products, and log what share of their rate the training has.
 
     Raises:
@@ -83,6 +84,7 @@ class PretrainingTrainer(transformers.Trainer):
         tokenizer: Any = None,
         shard: bool = False,
         moments: Path | None = None,
+        mask: Callable[[Batch], Batch] | None = None,
         share: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -106,7 +108,7 @@ class PretrainingTrainer(transformers.Trainer):
             **kwargs,
         )
         self.add_callback(history.History)
-        self.loader, self.moments = loader, moments
+        self.loader, self.moments, self.mask = loader, moments, mask
         if self.is_sharded:
             sharding.shard(self.model)
             self.is_distributed_loading_by_transformers = True  # Trainer: the model sees to its own placement
@@ -121,6 +123,11 @@ class PretrainingTrainer(transformers.Trainer):
         return self.loader
 
     # Losses
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
+        if (mask := self.mask) is not None:
+            epoch_iterator = map(lambda batch: mask(self._prepare_inputs(batch)), epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         """Labelled tokens of the step over all ranks; the texts with an order are counted beside."""
