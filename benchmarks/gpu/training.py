@@ -62,7 +62,7 @@ def measure(sizes: Sizes, lengths: tuple[int, ...]) -> dict[str, Any]:
     tokens = int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum())
     missing: dict[str, str] = {}
     models = {STOCK: stock, FAST: fast, f"{FAST}, loss_only": lean}
-    arms = [timing.Arm(name, _step(model, inputs)) for name, model in models.items()]
+    arms = [timing.Arm(name, step(model, inputs)) for name, model in models.items()]
     taken = timing.interleave(
         arms, max(sizes.rounds // 3, 1), warmup=sizes.warmup, clock=timing.device_seconds,
         leave_out=lambda arm, error: arm.name == STOCK and not missing.update({arm.name: harness.reason_of(error)}),
@@ -90,15 +90,16 @@ def check(stock: Any, fast: Any, inputs: dict[str, torch.Tensor]) -> dict[str, f
     return errors
 
 
-def _step(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]:
+def step(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    """Forward, backward and an AdamW of the model's own."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
-    def step() -> None:
+    def run() -> None:
         model(**inputs).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return run
 
 
 def _gradients(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
