@@ -33,7 +33,7 @@ PHASE = presets.Phase(
     warmup_tokens=1024,
     decay_tokens=1024,
 )  # 8 steps of 4 micro-batches
-QUICK = pretraining.Options(cpu=True, log_steps=1, save_steps=3, reports=(), held_out_tokens=512)
+QUICK = pretraining.Options(cpu=True, log_steps=1, save_steps=3, reports=(), held_out_tokens=384)
 TIMINGS = ("tokens_per_second", "share_of_limit", "train_runtime", "train_steps_per_second")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ HEAD_DIM = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=Path, help="folder of the run: stores, checkpoints, logs, and in the end `model`")
+    parser.add_argument(
+        "output", type=Path, help="folder of the run: stores, checkpoints, logs, and in the end `model`"
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -40,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = what.add_mutually_exclusive_group()
     recipe.add_argument("--preset", choices=presets.PRESETS, help="the paper's sizes and phases")
     recipe.add_argument("--recipe", type=Path, help="JSON of sizes and phases, see modernbert_fast/training/presets.py")
-    what.add_argument("--objective", choices=OBJECTIVES, default="mlm", help="default: %(default)s; order of two or 3 ways")
+    what.add_argument(
+        "--objective", choices=OBJECTIVES, default="mlm", help="default: %(default)s; order of two or 3 ways"
+    )
     what.add_argument("--init-from", help="weights to start from; smaller ones are tiled to the sizes asked for")
     what.add_argument("--layers", type=positive, help="default: 4")
     what.add_argument("--hidden", type=positive, help="width, a multiple of 64 (default: 256)")
@@ -50,21 +55,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--max-length", type=positive, help="longest text in tokens (default: 512)")
     what.add_argument("--rope-theta", type=float, help="rope base of global layers (default: 10,000)")
     what.add_argument("--batch", type=positive, help="texts of full length in a step (default: 32)")
-    what.add_argument("--micro-batch", type=positive, help="of them in one forward (default: as many as --batch, at most 32)")
+    what.add_argument(
+        "--micro-batch", type=positive, help="of them in one forward (default: as many as --batch, at most 32)"
+    )
     what.add_argument("--learning-rate", type=float, help="default: 8e-4")
     what.add_argument("--warmup", type=share, default=0.02, help="share of the tokens (default: %(default)s)")
-    what.add_argument("--decay", type=share, default=0.2, help="share of the tokens, by 1 - sqrt (default: %(default)s)")
+    what.add_argument(
+        "--decay", type=share, default=0.2, help="share of the tokens, by 1 - sqrt (default: %(default)s)"
+    )
     what.add_argument("--masked", type=share, help="share of tokens to predict (default: 0.3)")
     what.add_argument("--mask-special", action="store_true", help="mask [CLS] and [SEP] too, as the paper's code does")
     what.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
 
     how = parser.add_argument_group("how", "Start it with torchrun or accelerate launch to use several processes.")
-    how.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of autocast (default: fp32)")
+    how.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of autocast (default: fp32)"
+    )
     how.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
+    how.add_argument("--mask-on-device", action="store_true", help="mask where the model is, not where data is read")
     how.add_argument("--shard", action="store_true", help="spread weights and moments over the processes (FSDP2)")
-    how.add_argument("--average", type=positive, default=1, help="checkpoints to average in the end (default: 1, the last)")
+    how.add_argument(
+        "--average", type=positive, default=1, help="checkpoints to average in the end (default: 1, the last)"
+    )
     how.add_argument("--log-steps", type=positive, help="steps between records (default: 200 records a phase)")
-    how.add_argument("--save-steps", type=positive, help="steps between checkpoints, with evaluation (default: 10 a phase)")
+    how.add_argument(
+        "--save-steps", type=positive, help="steps between checkpoints, with evaluation (default: 10 a phase)"
+    )
     how.add_argument("--no-tensorboard", action="store_true", help="write history.jsonl and history.png alone")
     how.add_argument("--device", choices=("cpu",), help="cpu, though there is an accelerator")
     how.add_argument("--threads", type=positive, help="CPU threads (default: torch's own choice)")
@@ -116,6 +132,8 @@ def _run(args: argparse.Namespace) -> int:
     cpu = args.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu)
     plan = {**_plan(args), "recipe": json.loads(json.dumps(dataclasses.asdict(recipe)))}
+    if not main:
+        logging.getLogger("modernbert_fast").setLevel(logging.ERROR)  # the first process says it
     ways = OBJECTIVES[args.objective]
     with state.main_process_first():
         if state.is_main_process:
@@ -147,6 +165,7 @@ def _run(args: argparse.Namespace) -> int:
         checkpointing=args.checkpointing,
         shard=args.shard,
         workers=args.workers,
+        mask_on_device=args.mask_on_device,
         cpu=cpu,
         log_steps=args.log_steps,
         save_steps=args.save_steps,

@@ -55,7 +55,7 @@ def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
     Every process calls it, for sharded tensors are gathered; those with `writes` write.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
     for parameter, state in optimizer.state.items():
@@ -70,9 +70,7 @@ def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         write_json(folder / f"{_OPTIMIZER}.json", values)
 
 
-def load_optimizer(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rates: bool = True
-) -> None:
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rates: bool = True) -> None:
     """Puts back what save_optimizer wrote, for as many processes as there are now.
 
     Args:
@@ -91,7 +89,7 @@ def load_optimizer(
     except SafetensorError as error:
         raise ValueError(f"{path}: not a valid safetensors file: {error}") from error
     values = read_json(folder / f"{_OPTIMIZER}.json")
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Any] = dict(model.named_parameters())
     state: dict[str, dict[str, Any]] = {}
     for full, value in {**values, **tensors}.items():
         name, _, key = full.rpartition(":")
@@ -115,7 +113,7 @@ def _put(tensors: dict[str, torch.Tensor], values: dict[str, Any], name: str, va
         values[name] = value
 
 
-def _placed(value: Any, parameter: nn.Parameter, path: Path, name: str) -> Any:
+def _placed(value: Any, parameter: Any, path: Path, name: str) -> Any:
     """A state tensor where its parameter lies, sharded as it is."""
     if not isinstance(value, torch.Tensor):
         return value
@@ -129,24 +127,23 @@ def _placed(value: Any, parameter: nn.Parameter, path: Path, name: str) -> Any:
     return value
 
 
-def save_random_state(folder: Path, rank: int, device: torch.device) -> None:
-    """random-RANK.safetensors: torch's generators of the CPU and of `device`."""
+def save_random_state(folder: Path, rank: int) -> None:
+    """random-RANK.safetensors: torch's generators of the CPU and of this process's accelerator."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    if torch.accelerator.is_available():
+        states["accelerator"] = torch.get_device_module().get_rng_state()
     save_file(states, folder / f"random-{rank}.safetensors")
 
 
-def load_random_state(folder: Path, rank: int, device: torch.device) -> bool:
-    """Puts the generators back; False when that rank had none, so that dropout will differ from the former run's."""
+def load_random_state(folder: Path, rank: int) -> None:
+    """Puts the generators back; where that rank had none, there were fewer processes, dropout draws anew."""
     path = folder / f"random-{rank}.safetensors"
     if not path.is_file():
-        return False
+        return
     states = load_file(path)
     torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[device.type], device)
-    return True
+    if "accelerator" in states and torch.accelerator.is_available():
+        torch.get_device_module().set_rng_state(states["accelerator"])
 
 
 def save_data_state(folder: Path, state: Mapping[str, np.ndarray]) -> None:

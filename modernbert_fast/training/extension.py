@@ -1,4 +1,4 @@
-"""Longer texts for a trained model: more positions and another rope base of the global layers, the weights as they are."""
+"""Longer texts for a trained model: more positions, another rope base of the global layers, the weights as they are."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _CURVES = (
 
 
 class History(TrainerCallback):
-    """Appends every record of the log; a resumed run first writes those of its checkpoint, so none is lost or doubled."""
+    """Appends every record of the log; a resumed run first writes those of its checkpoint, so that none is lost."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

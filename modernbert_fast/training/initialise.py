@@ -1,4 +1,4 @@
-"""A larger model's first weights from a smaller, trained one: its matrices in the middle, wrapped around to the rims."""
+"""A larger model's start from a smaller, trained one: its matrices in the middle, wrapped around at the rims."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def from_smaller(
 
     Widths are centre tiled: the small matrix lies in the middle of the large one, and the rims repeat it from its other
     side. Heads are moved whole. A matrix whose inputs were widened is scaled by small / large, so that doubling every
-    width leaves the outputs as they were. Depth: the k-th of n global layers comes from the (k * m // n)-th of the small
-    model's m global ones, and so for local ones, which keeps the order of layers.
+    width leaves the outputs as they were. Depth: the k-th of n global layers comes from the (k * m // n)-th of the
+    small model's m global ones, and so for local ones, which keeps the order of layers.
 
     Args:
         state: the small model's.
@@ -46,7 +46,9 @@ def from_smaller(
             continue
         tensor = _widened(name, state[source], small, large)
         if tensor.shape != empty.shape:
-            raise ValueError(f"{name!r} is {tuple(empty.shape)} in the large model, {source!r} gives {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name!r} is {tuple(empty.shape)} in the large model, {source!r} gives {tuple(tensor.shape)}"
+            )
         filled[name] = tensor.to(empty.dtype)
     return filled
 

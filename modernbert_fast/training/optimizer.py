@@ -1,4 +1,4 @@
-"""StableAdamW of torch-optimi, as the paper sets it: fully decoupled weight decay, updates clipped instead of gradients."""
+"""StableAdamW of torch-optimi, as the paper sets it: fully decoupled weight decay, clipped updates, not gradients."""
 
 from __future__ import annotations
 

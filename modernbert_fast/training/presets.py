@@ -136,7 +136,7 @@ def table(recipe: Recipe) -> str:
         ("decay, 1 - sqrt", lambda p: _amount(p.decay_tokens)),
         ("batch, texts", lambda p: f"{p.batch:,}"),
         ("batch, tokens", lambda p: f"{p.batches.tokens:,}"),
-        ("batch warm-up", lambda p: f"from {p.first_batch:,} in {_amount(p.batch_warmup_tokens)}" if p.first_batch else "-"),
+        ("batch warm-up", _batch_warmup),
         ("micro-batch, texts", lambda p: f"{p.micro_batch:,}"),
         ("steps", lambda p: f"{p.batches.steps(p.tokens):,}"),
         ("masked", lambda p: f"{p.masked:.0%}"),
@@ -152,6 +152,10 @@ def table(recipe: Recipe) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _batch_warmup(phase: Phase) -> str:
+    return f"from {phase.first_batch:,} in {_amount(phase.batch_warmup_tokens)}" if phase.first_batch else "-"
 
 
 def _amount(tokens: int) -> str:

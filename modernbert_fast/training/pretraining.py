@@ -51,9 +51,10 @@ class Objective:
             return PairDataset(store, pair_pieces(store, max_length), ways=self.ways, seed=self.seed)
         return TextDataset(store, pieces(store.lengths, max_length))
 
-    def collator(self, store: TokenStore, rate: float) -> MaskedLMCollator:
+    def collator(self, store: TokenStore, rate: float, on_device: bool = False) -> MaskedLMCollator:
+        """Masks at a rate, or leaves that to the trainer."""
         options: dict[str, Any] = {"seed": self.seed, "rate": rate, "special_tokens": self.special_tokens}
-        return MaskedLMCollator.from_store(store, **options)
+        return MaskedLMCollator.from_store(store, on_device=on_device, **options)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Options:
         checkpointing: activations are computed again in the backward pass.
         shard: FSDP2 instead of DDP.
         workers: processes that prepare batches, for each rank.
+        mask_on_device: mask where the model is, not in the workers; the same masks.
         cpu: train on the CPU though there is an accelerator.
         log_steps, save_steps: steps between records and between checkpoints with evaluation; None chooses.
         keep: checkpoints that stay.
@@ -76,6 +78,7 @@ class Options:
     checkpointing: bool = False
     shard: bool = False
     workers: int = 0
+    mask_on_device: bool = False
     cpu: bool = False
     log_steps: int | None = None
     save_steps: int | None = None
@@ -245,16 +248,24 @@ def trainer_of(
         rank=args.process_index,
         world=args.world_size,
     )
+    collator = objective.collator(store, phase.masked, options.mask_on_device)
     loader = PackedLoader(
         dataset,
         sampler,
-        objective.collator(store, phase.masked),
+        collator,
         options.workers,
-        pin_memory=args.device.type != "cpu",
+        pin_memory=not args.use_cpu,
     )
     batches = held_out_batches(held_out, objective, phase, options.held_out_tokens)
     return PretrainingTrainer(
-        model, args, loader, batches, tokenizer=tokenizer, shard=options.shard, moments=moments
+        model,
+        args,
+        loader,
+        batches,
+        tokenizer=tokenizer,
+        shard=options.shard,
+        moments=moments,
+        mask=collator.mask if options.mask_on_device else None,
     )
 
 
@@ -297,4 +308,3 @@ def run(
         kept = sorted(checkpoint.parent.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         averaging.average(kept[-average:], model_folder)
     return model_folder
-

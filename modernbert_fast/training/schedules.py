@@ -1,9 +1,10 @@
-"""How many tokens a batch has, and how many steps a number of tokens takes. Learning rates are transformers' schedules."""
+"""How many tokens a batch has, and how many steps some tokens take; learning rates are transformers' schedules."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class MicroBatchTokens:
         return max(self.schedule.at(number // self.parts) // self.parts, self.shortest)
 
 
-def learning_rate_arguments(steps: int, warmup_steps: int, decay_steps: int, floor: float = 0.0) -> dict[str, object]:
+def learning_rate_arguments(steps: int, warmup_steps: int, decay_steps: int, floor: float = 0.0) -> dict[str, Any]:
     """Arguments of transformers' TrainingArguments for warm-up, a constant rate, and decay by 1 - sqrt.
 
     Args:

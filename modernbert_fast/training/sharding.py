@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint.state_dict as states
 from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +19,7 @@ def shard(model: Any) -> None:
     fully_shard(model)
 
 
-def gathered(model: Any) -> dict[str, torch.Tensor]:
+def gathered(model: Any) -> dict[str, Any]:
     """The whole state dict, on the CPU of rank 0; every rank calls it."""
     options = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
     return states.get_model_state_dict(model, options=options)
@@ -28,6 +27,6 @@ def gathered(model: Any) -> dict[str, torch.Tensor]:
 
 def load(model: Any, folder: Path) -> None:
     """Weights of a checkpoint into a sharded model; every rank reads the file and keeps its share."""
-    weights = load_file(folder / "model.safetensors")
+    weights: dict[str, Any] = load_file(folder / "model.safetensors")
     options = states.StateDictOptions(full_state_dict=True, strict=False)  # a tied decoder is not in the file
     states.set_model_state_dict(model, weights, options=options)

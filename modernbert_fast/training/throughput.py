@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -34,12 +35,17 @@ def training_flops(config: EncoderConfig, lengths: torch.Tensor, labelled: int) 
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured flop/s of a large matrix product on `device`: the limit that a share is of."""
-    size = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = a.t().contiguous()
-    a @ b
-    return 2 * size**3 / min(timing.seconds(lambda: a @ b) for _ in range(5))
+    """Measured flop/s of a matrix product on `device`, large enough to take 10 ms: the limit that a share is of."""
+    size, rate = 256, 0.0
+    while True:
+        a = torch.randn(size, size, device=device).to(dtype)
+        b = a.t().contiguous()
+        a @ b
+        taken = min(timing.seconds(functools.partial(torch.mm, a, b)) for _ in range(3))
+        rate = max(rate, 2 * size**3 / taken)
+        if taken > 0.01 or size >= 16_384:
+            return rate
+        size *= 2
 
 
 class Meter:
@@ -53,7 +59,7 @@ class Meter:
         self._tokens, self._flops, self._since, self._paused = 0, 0.0, time.perf_counter(), 0.0
 
     def add(self, batch: dict[str, Any]) -> float:
-        """Counts a flattened micro-batch, still on the CPU; gives its flops."""
+        """Counts a flattened micro-batch; gives its flops."""
         lengths = batch["cu_seq_lens_q"].diff()
         flops = training_flops(self._config, lengths, int((batch["labels"] != -100).sum()))
         self._tokens += batch["input_ids"].numel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class PretrainingTrainer(transformers.Trainer):
         tokenizer: saved beside the weights.
         shard: FSDP2: parameters, gradients and moments are spread over the ranks, layer by layer.
         moments: folder of a checkpoint whose optimizer moments a new phase starts from.
+        mask: what a collator with `on_device` left undone, done where the model is; `held_out` is masked already.
         share: measure the device's matrix products, and log what share of their rate the training has.
 
     Raises:
@@ -83,17 +84,20 @@ class PretrainingTrainer(transformers.Trainer):
         tokenizer: Any = None,
         shard: bool = False,
         moments: Path | None = None,
+        mask: Callable[[Batch], Batch] | None = None,
         share: bool = True,
         **kwargs: Any,
     ) -> None:
         if args.max_steps < 1 or not args.ignore_data_skip:
             raise ValueError("PretrainingTrainer needs max_steps, and arguments made by pretraining_arguments")
         if args.save_strategy == "steps" and args.save_steps % args.logging_steps:
-            raise ValueError(f"save_steps ({args.save_steps}) must be a multiple of logging_steps ({args.logging_steps})")
-        if args.fp16 and args.device.type == "cpu":
+            raise ValueError(
+                f"save_steps ({args.save_steps}) must be a multiple of logging_steps ({args.logging_steps})"
+            )
+        if args.fp16 and args.use_cpu:
             raise ValueError("fp16 needs an accelerator; a CPU trains in fp32 or bf16")
         self.is_sharded = shard and args.world_size > 1
-        triton = args.device.type == "cuda" and not self.is_sharded
+        triton = torch.cuda.is_available() and not args.use_cpu and not self.is_sharded
         super().__init__(
             model,
             args,
@@ -104,7 +108,7 @@ class PretrainingTrainer(transformers.Trainer):
             **kwargs,
         )
         self.add_callback(history.History)
-        self.loader, self.moments = loader, moments
+        self.loader, self.moments, self.mask = loader, moments, mask
         if self.is_sharded:
             sharding.shard(self.model)
             self.is_distributed_loading_by_transformers = True  # Trainer: the model sees to its own placement
@@ -119,6 +123,11 @@ class PretrainingTrainer(transformers.Trainer):
         return self.loader
 
     # Losses
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
+        if (mask := self.mask) is not None:
+            epoch_iterator = map(lambda batch: mask(self._prepare_inputs(batch)), epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         """Labelled tokens of the step over all ranks; the texts with an order are counted beside."""
@@ -266,11 +275,11 @@ class PretrainingTrainer(transformers.Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        checkpoints.save_random_state(Path(output_dir), self.args.process_index, self.args.device)
+        checkpoints.save_random_state(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.load_random_state(Path(checkpoint), self.args.process_index, self.args.device)
+            checkpoints.load_random_state(Path(checkpoint), self.args.process_index)
 
     # Evaluation
 
@@ -299,7 +308,7 @@ class PretrainingTrainer(transformers.Trainer):
             metrics |= {"loss": loss + order / texts, "order_loss": order / texts, "order_accuracy": ordered / texts}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _score(self, batch: Batch) -> torch.Tensor:

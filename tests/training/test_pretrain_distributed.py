@@ -12,7 +12,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo"),

@@ -256,7 +256,19 @@ def test_a_larger_model_starts_from_a_smaller(run, texts, tmp_path, capsys):
     folder, _ = run
     arguments = ["pretrain", str(tmp_path / "out"), "--data", str(texts), "--init-from", str(folder / "model")]
     sizes = ["--layers", "4", "--hidden", "128", "--intermediate", "192", "--local-attention", "16"]
-    rest = ["--tokens", "512", "--max-length", "64", "--batch", "4", "--warmup", "0", "--decay", "0", "--no-tensorboard"]
+    rest = [
+        "--tokens",
+        "512",
+        "--max-length",
+        "64",
+        "--batch",
+        "4",
+        "--warmup",
+        "0",
+        "--decay",
+        "0",
+        "--no-tensorboard",
+    ]
     assert cli.main([*arguments, *sizes, *rest, "--device", "cpu", "--held-out", "0"]) == 0
     small, large = (load_file(path / "model" / "model.safetensors") for path in (folder, tmp_path / "out"))
     name = "model.embeddings.tok_embeddings.weight"
@@ -312,7 +324,17 @@ def test_two_processes_of_accelerate_launch(run, tmp_path):
     shutil.copyfile(folder / "plan.json", copy / "plan.json")
     port = str(runs.free_port())  # 0 would have each process wait at a port of its own
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", port]
-    command = [sys.executable, "-m", *launch, "-m", "modernbert_fast", "pretrain", str(copy), *arguments[2:], "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        *launch,
+        "-m",
+        "modernbert_fast",
+        "pretrain",
+        str(copy),
+        *arguments[2:],
+        "--resume",
+    ]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

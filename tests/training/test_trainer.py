@@ -28,7 +28,9 @@ def stores(tmp_path_factory, manual):
 
 def step_losses(trainer):
     """Sums over the micro-batches of the first step, with the stock forward: tokens, order, and their counts."""
-    stock = mf.restore(runs.pretraining.build_model(trainer.model.config, runs.PHASE, runs.pretraining.Objective(2), None, 0))
+    stock = mf.restore(
+        runs.pretraining.build_model(trainer.model.config, runs.PHASE, runs.pretraining.Objective(2), None, 0)
+    )
     stock.train()
     sums = torch.zeros(4, dtype=torch.float64)
     batches = iter(trainer.loader)
@@ -93,9 +95,9 @@ def test_evaluation_leaves_the_model_as_it_was(stores, tmp_path):
     assert settings.loss_only and not trainer.model.sparse_prediction
 
 
-@pytest.mark.parametrize("way", ["bf16", "checkpointing"])
+@pytest.mark.parametrize("way", ["bf16", "checkpointing", "mask_on_device"])
 def test_other_ways_to_compute_give_the_losses(stores, tmp_path, way, monkeypatch):
-    option = {"checkpointing": True} if way == "checkpointing" else {"precision": way}
+    option = {"precision": "bf16"} if way == "bf16" else {way: True}
     phase = dataclasses.replace(runs.PHASE, tokens=4 * 512)
     layer, calls = mf.encoder.layer, {}
     for name, changes in (("plain", {}), ("other", option)):
@@ -106,10 +108,9 @@ def test_other_ways_to_compute_give_the_losses(stores, tmp_path, way, monkeypatc
         trainer.train()
         assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     plain, other = (runs.losses(tmp_path / name) for name in ("plain", "other"))
-    halved = way != "checkpointing"
-    assert ((plain - other).abs() <= (1e-2 if halved else 1e-6) * plain).all()
-    assert (plain != other).any() == halved
-    assert (len(calls["other"]) > 1.5 * len(calls["plain"])) == (not halved)
+    assert ((plain - other).abs() <= (1e-2 if way == "bf16" else 1e-6) * plain).all()
+    assert (plain != other).any() == (way == "bf16")
+    assert (len(calls["other"]) > 1.5 * len(calls["plain"])) == (way == "checkpointing")
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
