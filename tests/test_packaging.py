@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OLD_TRANSFORMERS = ROOT / ".venv" / "transformers-5.17"
 
+TINY = {f"modernbert_fast/tiny/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")}
+
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree")
 
 
@@ -74,7 +76,7 @@ def pure_wheel(unpacked_sdist) -> Path:
 
 def test_sdist_holds_all_sources_and_no_binaries(unpacked_sdist):
     packed = {str(path.relative_to(unpacked_sdist)) for path in unpacked_sdist.rglob("*") if path.is_file()}
-    wanted = tree("csrc", ".cpp", ".h", ".cu", ".cuh") | tree("kernels", ".py") | tree("modernbert_fast", ".py")
+    wanted = tree("csrc", ".cpp", ".h", ".cu", ".cuh") | tree("kernels", ".py") | tree("modernbert_fast", ".py") | TINY
     assert wanted | {"setup.py", "CMakeLists.txt", "pyproject.toml", "LICENSE"} <= packed
     assert not {name for name in packed if name.endswith((".so", "_build_info.json"))}
 
@@ -84,7 +86,7 @@ def test_wheel_installs_one_package(pure_wheel):
         names = archive.namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"modernbert_fast"}
     moved = {f"modernbert_fast/{name}" for name in tree("kernels", ".py")}
-    assert tree("modernbert_fast", ".py") | moved | {"modernbert_fast/py.typed"} <= set(names)
+    assert tree("modernbert_fast", ".py") | moved | {"modernbert_fast/py.typed"} | TINY <= set(names)
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in names if name.endswith(".so")]
 
