@@ -1,10 +1,11 @@
-"""How to group texts of different lengths: into bins of one capacity, or into batches of one token budget.
+"""How to group texts of different lengths: into bins of one capacity, at once or as they come, or into batches.
 
 A packed batch has no padding, so it costs its number of tokens. The functions work on lengths alone.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +34,7 @@ def best_fit(lengths: ArrayLike, capacity: int) -> Indices:
     Raises:
         ValueError: if a length is negative, not an integer or larger than capacity, or capacity is below 1.
     """
-    checked = _check_lengths(lengths)
+    checked = check_lengths(lengths)
     if capacity < 1:
         raise ValueError(f"capacity must be at least 1, got {capacity}")
     if checked.size and checked.max() > capacity:
@@ -57,7 +58,7 @@ def token_budget_batches(lengths: ArrayLike, max_tokens: int) -> list[Indices]:
     Raises:
         ValueError: if a length is negative or not an integer, or if max_tokens is below 1.
     """
-    checked = _check_lengths(lengths)
+    checked = check_lengths(lengths)
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     order = _longest_first(checked)
@@ -71,7 +72,130 @@ def token_budget_batches(lengths: ArrayLike, max_tokens: int) -> list[Indices]:
     return batches
 
 
-def _check_lengths(lengths: ArrayLike) -> Indices:
+class Packer:
+    """Packs a stream of texts into bins that leave one by one: in the order they came, and the best fit at the end.
+
+    A bin takes the texts that have waited longest, as long as the next one fits. Then it takes the longest that fits
+    of all that wait (the oldest among equals), until none does. So a bin is filled nearly whole, is a fair sample of
+    the stream, and no text waits long. The same texts give the same bins, and so does a state that was saved.
+
+    Args:
+        lookahead: texts that wait before a bin is taken, at least 1: more of them waste less room.
+    """
+
+    def __init__(self, lookahead: int = 2048) -> None:
+        if lookahead < 1:
+            raise ValueError(f"lookahead must be at least 1, got {lookahead}")
+        self.lookahead = lookahead
+        self._waiting = self._empty()
+
+    def add(self, items: ArrayLike, lengths: ArrayLike) -> None:
+        """Lets texts wait.
+
+        Args:
+            items: (N,) integers, what the caller calls the texts.
+            lengths: (N,) integers of at least 1, the tokens of each.
+
+        Raises:
+            ValueError: when a length is not an integer of at least 1, or there are not as many items.
+        """
+        self._waiting.add(*_check_texts(items, lengths))
+
+    def take(self, capacity: int, last: bool = False) -> Indices | None:
+        """The next bin, or None when it should have more texts to choose from: lookahead, and two bins' tokens.
+
+        Args:
+            capacity: tokens that it holds.
+            last: no more texts will come: None means that none is left.
+
+        Returns:
+            (n,) int64 items.
+
+        Raises:
+            ValueError: when the text that has waited longest has more tokens than capacity.
+        """
+        bin = self._waiting.take(capacity, 1 if last else self.lookahead, 0 if last else 2 * capacity)
+        return bin if bin.size else None
+
+    def state_dict(self) -> dict[str, Indices]:
+        """The texts that wait, oldest first: items and lengths (N,) int64."""
+        items, lengths = self._waiting.texts()
+        return {"items": items, "lengths": lengths}
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
+        """Takes the place of the texts that wait.
+
+        Raises:
+            ValueError: when the state is damaged.
+        """
+        if missing := [name for name in ("items", "lengths") if name not in state]:
+            raise ValueError(f"not the state of a packer: no {missing[0]!r}")
+        texts = _check_texts(state["items"], state["lengths"])
+        self._waiting = self._empty()
+        self._waiting.add(*texts)
+
+    @staticmethod
+    def _empty() -> Any:
+        return _Waiting() if _host is None else _host.Waiting()
+
+
+def _check_texts(items: ArrayLike, lengths: ArrayLike) -> tuple[Indices, Indices]:
+    checked, named = check_lengths(lengths), np.asarray(items)
+    if named.shape != checked.shape or (named.size and named.dtype.kind not in "iu"):
+        raise ValueError(f"{checked.size} lengths need as many integers, got {named.dtype} {named.shape}")
+    if checked.size and checked.min() < 1:
+        raise ValueError(f"item {named[checked.argmin()]} has no tokens")
+    return np.ascontiguousarray(named, np.int64), checked
+
+
+class _Waiting:
+    """The same as Waiting of csrc/host/packing.cpp."""
+
+    def __init__(self) -> None:
+        self.by_age: dict[int, tuple[int, int]] = {}  # number -> (item, length), oldest first
+        self.by_length: list[tuple[int, int]] = []  # (length, number), sorted
+        self.tokens = self.added = 0
+
+    def add(self, items: Indices, lengths: Indices) -> None:
+        for item, length in zip(items.tolist(), lengths.tolist(), strict=True):
+            self.by_age[self.added] = item, length
+            insort(self.by_length, (length, self.added))
+            self.tokens += length
+            self.added += 1
+
+    def take(self, capacity: int, texts: int, tokens: int) -> Indices:
+        bin: list[int] = []
+        if len(self.by_age) < texts or self.tokens < tokens:
+            return np.array(bin, np.int64)
+        room = capacity
+        while self.by_age:
+            number = next(iter(self.by_age))
+            item, length = self.by_age[number]
+            if length > room:
+                break
+            room -= self._move(number, bin)
+        if not bin and self.by_age:
+            raise ValueError(f"item {item} has {length} tokens, more than a bin of {capacity} holds")
+        while fits := bisect_left(self.by_length, (room + 1,)):
+            longest = self.by_length[fits - 1][0]
+            room -= self._move(self.by_length[bisect_left(self.by_length, (longest,))][1], bin)
+        return np.array(bin, np.int64)
+
+    def _move(self, number: int, bin: list[int]) -> int:
+        """From those that wait to a bin; returns the length."""
+        item, length = self.by_age.pop(number)
+        self.by_length.pop(bisect_left(self.by_length, (length, number)))
+        self.tokens -= length
+        bin.append(item)
+        return length
+
+    def texts(self) -> tuple[Indices, Indices]:
+        texts = np.array(list(self.by_age.values()), np.int64).reshape(-1, 2)
+        return np.ascontiguousarray(texts[:, 0]), np.ascontiguousarray(texts[:, 1])
+
+
+def check_lengths(lengths: ArrayLike) -> Indices:
+    """(N,) int64, or a ValueError: lengths are one-dimensional, integers, and not negative."""
     array = np.asarray(lengths)
     if array.ndim != 1:
         raise ValueError(f"lengths must be one-dimensional, got shape {array.shape}")

@@ -7,7 +7,7 @@ import torch
 
 import modernbert_fast as mf
 from modernbert_fast.commands.batches import pad
-from modernbert_fast.commands.corpus import manual_texts, train_tokenizer
+from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.commands.models import (
     add_device_arguments,
     add_dtype_argument,
@@ -19,6 +19,7 @@ from modernbert_fast.commands.models import (
 )
 from modernbert_fast.commands.parity import ParityError, parity_of_batch
 from modernbert_fast.timing import Arm, Measurement, interleave
+from modernbert_fast.training.tokenizer import train_tokenizer
 
 help = "encode real text with stock transformers and with us: parity, tokens/s, memory"
 
