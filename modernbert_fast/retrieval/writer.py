@@ -55,6 +55,8 @@ class IndexWriter:
             if dim < 1:
                 raise ValueError(f"dim must be at least 1, got {dim}")
             self.folder.mkdir(parents=True, exist_ok=True)
+        elif not (self.folder / NAME).exists():
+            raise FileNotFoundError(f"{self.folder}: there is no index")
         self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             self._begin(dim, dtype, dict(about or {}))
@@ -72,9 +74,8 @@ class IndexWriter:
             for name, asked, there in (("dim", dim, self.manifest.dim), ("dtype", dtype, self.manifest.dtype)):
                 if asked not in (None, there):
                     raise ValueError(f"{self.folder}: {name} is {there}, not {asked}")
-        elif dim is None:
-            raise FileNotFoundError(f"{self.folder}: there is no index")
         else:
+            assert dim is not None
             self.manifest = Manifest(dim, dtype or DTYPES[0], about=about)
             self.manifest.commit(self.folder)
         self._segments = [self._opened(entry) for entry in self.manifest.segments]
@@ -90,6 +91,9 @@ class IndexWriter:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
 
     def close(self) -> None:
         """Lets others write."""
