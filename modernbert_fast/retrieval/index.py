@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from modernbert_fast import ops
-from modernbert_fast.retrieval import quantize
 from modernbert_fast.retrieval.manifest import Manifest
 from modernbert_fast.retrieval.segment import Segment
 
@@ -125,11 +124,11 @@ class Index:
         for first in range(0, segment.entry.documents, at_once):
             bounds = segment.bounds[first : first + at_once + 1]
             start, stop = int(bounds[0]), int(bounds[-1])
-            scales = None if segment.scales is None else segment.scales[start:stop]
-            vectors = quantize.load(segment.vectors[start:stop], scales)
+            vectors = segment.vectors[start:stop]
             scores, _ = ops.maxsim(queries, vectors, cu_queries, bounds - bounds[0], return_argmax=True)
             parts.append(scores)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return scores if segment.scales is None else scores * segment.scales
 
     def _hit(self, score: float, number: int, row: int) -> Hit:
         segment = self.segments[number]

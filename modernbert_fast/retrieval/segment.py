@@ -33,7 +33,7 @@ class Segment:
         tensors = entry.file.open(folder)
         self._where = folder / entry.file.name
         self.vectors = self._take(tensors, "vectors", quantize.STORED[dtype], entry.tokens, dim)
-        self.scales = self._take(tensors, "scales", torch.float32, entry.tokens) if dtype == "int8" else None
+        self.scales = self._take(tensors, "scales", torch.float32, entry.documents) if dtype == "int8" else None
         self.bounds = self._bounds(tensors, "bounds", torch.int32, entry.tokens)
         self._ids = self._strings(tensors, "id")
         self._attributes = self._strings(tensors, "attribute")
@@ -97,7 +97,7 @@ class Segment:
             "vectors": torch.cat([segment.vectors[token] for segment, token in zip(group, tokens, strict=True)]),
             "bounds": torch.nn.functional.pad(torch.cat(kept).cumsum(0), (1, 0)).to(torch.int32),
         }
-        scales = [s.scales[token] for s, token in zip(group, tokens, strict=True) if s.scales is not None]
+        scales = [s.scales[row] for s, row in zip(group, rows, strict=True) if s.scales is not None]
         if scales:
             out["scales"] = torch.cat(scales)
         for name in ("_ids", "_attributes"):
@@ -120,7 +120,7 @@ class Segment:
         texts = [json.dumps(dict(row)).encode() if row else b"" for row in attributes or ({},) * len(ids)]
         facts, fact_bounds = pack_strings(texts)
         return {
-            **quantize.store(vectors, dtype),
+            **quantize.store(vectors, cu_seqlens, dtype),
             "bounds": cu_seqlens.to(torch.int32),
             "ids": names,
             "id_bounds": name_bounds,

@@ -34,6 +34,10 @@ def fill(folder, dtype="float16", **options):
     return ids, vectors, bounds
 
 
+def scales_of(segment):
+    return 1 if segment.scales is None else segment.scales.repeat_interleave(segment.bounds.diff())[:, None]
+
+
 def ranking(vectors, bounds, query, keep=lambda i: True):
     """Scores in float64 of each document with vectors that is kept, best first: [(score, place)]."""
     scores = []
@@ -47,7 +51,7 @@ def ranking(vectors, bounds, query, keep=lambda i: True):
 def test_search_is_exact(tmp_path, dtype, error):
     ids, _, bounds = fill(tmp_path / "index", dtype)
     index = Index(tmp_path / "index")
-    stored = torch.cat([s.vectors.float() * (1 if s.scales is None else s.scales[:, None]) for s in index.segments])
+    stored = torch.cat([s.vectors.float() * scales_of(s) for s in index.segments])
     torch.testing.assert_close(stored, corpus()[1], atol=error, rtol=0)
     queries = torch.nn.functional.normalize(torch.randn(9, D), dim=1)
     hits = index.search(queries, torch.tensor([0, 4, 9], dtype=torch.int32), k=8)
