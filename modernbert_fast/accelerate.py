@@ -1,7 +1,7 @@
 """transformers' ModernBERT in, the same object out with packed forwards; restore() undoes it exactly.
 
-The `__class__` of the models, their embeddings and their layers becomes a subclass of the same name (hf.py).
-Parameters, buffers, module names, config and hooks stay untouched.
+The `__class__` of the models (hf.py), their embeddings and their layers (hf_encoder.py) becomes a subclass of the same
+name. Parameters, buffers, module names, config and hooks stay untouched.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,29 @@ from modernbert_fast.graphs import Graphs
 logger = logging.getLogger("modernbert_fast")
 
 _SETTINGS = "modernbert_fast_settings"
+
+
+@dataclass
+class Settings:
+    """What accelerate() was asked, kept on each accelerated ModernBertModel as `modernbert_fast_settings`.
+
+    Attributes:
+        config: the encoder's, read once.
+        strict: raise where the stock path would run.
+        loss_only: with labels, masked language modelling returns the loss without logits.
+        restart_position_ids: a position id of 0 starts a new text.
+        static: reasons why this model always takes the stock path.
+        said: reasons already logged.
+        graphs: the encoder's CUDA graphs, where they were asked for.
+    """
+
+    config: EncoderConfig | None
+    strict: bool = False
+    loss_only: bool = False
+    restart_position_ids: bool = False
+    static: tuple[str, ...] = ()
+    said: set[str] = field(default_factory=set)
+    graphs: Graphs | None = None
 
 
 def accelerate(
@@ -40,8 +63,8 @@ def accelerate(
         model: a transformers ModernBertModel or ModernBertFor..., or any module that holds one (SentenceTransformer,
             CrossEncoder, a PEFT model). Changed in place.
         strict: raise NotImplementedError where a call would take the stock path, instead of a log line.
-        loss_only: with labels, ModernBertForMaskedLM returns the loss without logits; only labelled rows meet the
-            vocabulary.
+        loss_only: with labels, ModernBertForMaskedLM and ModernBertForPreTraining return the loss without logits of
+            tokens; only labelled rows meet the vocabulary.
         restart_position_ids: a position id of 0 starts a new text, so that inputs packed that way do not leak.
         cuda_graphs: inference on a GPU, up to 8,192 tokens, replays a CUDA graph of the encoder, recorded at the first
             batch of a size and kept until the model changes: for the latency of small batches. Calls that it does not
@@ -74,7 +97,7 @@ def accelerate(
         if strict and static:
             raise NotImplementedError("; ".join(static))
         graphs = Graphs() if cuda_graphs else None
-        settings = hf.Settings(config, strict, loss_only, restart_position_ids, static, graphs=graphs)
+        settings = Settings(config, strict, loss_only, restart_position_ids, static, graphs=graphs)
         accepted.append((module, settings))
     if not found:
         raise ValueError(f"found no transformers ModernBertModel inside {type(model).__name__}")

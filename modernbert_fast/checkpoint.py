@@ -27,7 +27,7 @@ _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 _PLAIN_NAME = re.compile(r"[\w-][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_HEADS = {"head", "decoder", "classifier"}
+_HEADS = {"head", "decoder", "classifier", "order_head", "order_classifier"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def read(
     """Read the tensors named in `shapes` from `folder`, after all names, shapes and dtypes were checked.
 
     A leading "model." is ignored on both sides, so a bare encoder loads from the checkpoint of a headed model
-    and a headed model from that of a bare one. A module `head`, `decoder` or `classifier` that `shapes` lacks
-    altogether is skipped; any other tensor that `shapes` does not name is an error.
+    and a headed model from that of a bare one. A module of _HEADS that `shapes` lacks altogether is
+    skipped; any other tensor that `shapes` does not name is an error.
 
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and its shards.

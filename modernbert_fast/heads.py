@@ -24,25 +24,31 @@ def predict(head: Any, x: torch.Tensor) -> torch.Tensor:
     return encoder.norm(head.norm, head.act(encoder.project(head.dense, x)))
 
 
-def _head(model: Any, x: torch.Tensor) -> torch.Tensor:
-    """The model's prediction head on rows (T, C); called as a module where it is hooked, sharded or replaced."""
-    fused = modules.class_path(model.head) in _KNOWN_HEADS and modules.is_untouched(model.head)
-    return predict(model.head, x) if fused else model.head(x)
+def _apply(head: Any, x: torch.Tensor) -> torch.Tensor:
+    """A prediction head on rows (T, C); called as a module where it is hooked, sharded or replaced."""
+    fused = modules.class_path(head) in _KNOWN_HEADS and modules.is_untouched(head)
+    return predict(head, x) if fused else head(x)
 
 
 def vocabulary_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Masked language model: hidden (T, C) -> logits (T, V)."""
-    return encoder.project(model.decoder, _head(model, hidden))
+    return encoder.project(model.decoder, _apply(model.head, hidden))
 
 
 def class_logits(model: Any, rows: torch.Tensor) -> torch.Tensor:
     """Classification of rows (pooled texts or tokens): (N, C) -> (N, num_labels)."""
-    return encoder.project(model.classifier, model.drop(_head(model, rows)))
+    return encoder.project(model.classifier, model.drop(_apply(model.head, rows)))
 
 
 def pooled_logits(model: Any, hidden: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
     """Classification of texts: hidden (T, C) -> (B, num_labels), one row of `mode` "cls" or "mean" a text."""
     return class_logits(model, ops.pooling(hidden, batch.cu_seqlens, mode))
+
+
+def order_logits(model: Any, hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Sentence order of texts by their first rows: hidden (T, C) -> (B, ways)."""
+    rows = ops.pooling(hidden, batch.cu_seqlens, "cls")
+    return encoder.project(model.order_classifier, model.drop(_apply(model.order_head, rows)))
 
 
 def masked_lm_loss(
@@ -63,20 +69,44 @@ def masked_lm_loss(
         Scalar fp32; 0 with zero gradients when nothing is labelled, where transformers gives NaN.
     """
     labelled = (labels != ignore_index).nonzero().squeeze(1)
-    rows = _head(model, hidden.index_select(0, labelled))
+    rows = _apply(model.head, hidden.index_select(0, labelled))
     kept = labels.index_select(0, labelled)
     decoder = model.decoder
     if modules.is_plain(decoder, nn.Linear):
         losses = ops.cross_entropy(rows, decoder.weight, decoder.bias, kept, ignore_index)
     else:
         losses = F.cross_entropy(decoder(rows).float(), kept, reduction="none")
-    return losses.sum() / (max(labelled.numel(), 1) if num_items is None else num_items)
+    return losses.sum() / at_least_one(labelled.numel() if num_items is None else num_items)
 
 
 def rows_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None) -> torch.Tensor:
     """Cross entropy of logits (N, K) with labels (N,), fp32, mean over labelled rows or sum over `num_items`."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / ((labels != IGNORE).sum().clamp_min(1) if num_items is None else num_items)
+    return total / at_least_one((labels != IGNORE).sum() if num_items is None else num_items)
+
+
+def order_loss(
+    logits: torch.Tensor,
+    order: torch.Tensor,
+    num_texts: torch.Tensor | int | None = None,
+    labels: torch.Tensor | None = None,
+    num_items: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Loss of sentence order: logits (texts, ways), order (texts,).
+
+    Args:
+        num_texts: divides the sum. Without it this is the mean over texts, times what the labelled ones of the tokens'
+            `labels` are of `num_items`, where both are given: micro-batches of a step then sum to a weighted mean.
+    """
+    loss = rows_loss(logits, order, num_texts)
+    if num_texts is None and num_items is not None and labels is not None:
+        loss = loss * ((labels != IGNORE).sum() / at_least_one(num_items))
+    return loss
+
+
+def at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
+    """A divisor of a sum that has no terms when there is nothing to count."""
+    return count.clamp_min(1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
 def text_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str, num_labels: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import transformers
 
 from modernbert_fast import dispatch
+from modernbert_fast.training import modeling
 
 MLM = "ModernBertForMaskedLM"
 VOCAB = 97
@@ -24,6 +25,8 @@ ARCHITECTURES = (
     "ModernBertForQuestionAnswering",
     "ModernBertForMultipleChoice",
 )
+PRETRAINING = "ModernBertForPreTraining"
+EVERY = (*ARCHITECTURES, PRETRAINING)
 POOLED = ("ModernBertForSequenceClassification", "ModernBertForMultipleChoice")
 ROPES = (
     {"rope_type": "default"},
@@ -99,6 +102,11 @@ def random_config(seed, **changes):
     )
 
 
+def kind(architecture):
+    """The stock class of that name."""
+    return modeling.ModernBertForPreTraining if architecture == PRETRAINING else getattr(transformers, architecture)
+
+
 def build(architecture, config, seed=0):
     """A stock model in eval mode whose attention is sharp and whose norms and biases are not trivial."""
     config = copy.deepcopy(config)
@@ -106,7 +114,7 @@ def build(architecture, config, seed=0):
         config.num_labels = 2
     if architecture == "ModernBertForTokenClassification" and config.num_labels == 1:
         config.num_labels = 3  # one class of one is no choice, and has no gradient
-    model = getattr(transformers, architecture)(config).eval()
+    model = kind(architecture)(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -157,6 +165,10 @@ class Batch:
             labels[torch.rand(labels.shape, generator=generator) < 0.5] = -100
             labels = labels.masked_fill(~self.mask, -100)
             return {"labels": labels[self.mask][None] if self.kind == "packed" else labels}
+        if architecture == PRETRAINING:
+            ways = getattr(config, "sentence_order_labels", 2)
+            order = torch.randint(ways, (B,), generator=generator)
+            return {**self.targets(MLM, config), "sentence_order_label": order}
         if architecture == "ModernBertForSequenceClassification":
             if config.problem_type == "multi_label_classification":
                 return {"labels": torch.rand(B, config.num_labels, generator=generator)}
@@ -179,6 +191,8 @@ class Batch:
             grid = output.last_hidden_state
         elif architecture == "ModernBertForQuestionAnswering":
             grid = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        elif architecture == PRETRAINING:
+            grid = output.prediction_logits
         elif architecture in POOLED:
             return output.logits if architecture != "ModernBertForMultipleChoice" else output.logits.reshape(-1, 1)
         else:

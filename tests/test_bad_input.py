@@ -83,7 +83,7 @@ def test_wrong_shapes_raise_by_name(fast):
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS.keys())
 def test_ids_outside_the_table_are_seen_before_any_kernel(fast, monkeypatch, bad):
     """As on a GPU, where the embedding op does not look; ids under padding do not count, and the next call works."""
-    monkeypatch.setattr("modernbert_fast.hf.host_readable", lambda x: False)
+    monkeypatch.setattr("modernbert_fast.hf_encoder.host_readable", lambda x: False)
     ids, mask = hf.batch("right").ids.clone(), hf.batch("right").mask
     expected = fast(ids, attention_mask=mask).last_hidden_state
     ids[~mask] = bad
@@ -99,7 +99,7 @@ def test_ids_outside_the_table_are_seen_before_any_kernel(fast, monkeypatch, bad
 def test_what_the_host_asks_for_it_asks_before_it_waits(fast, monkeypatch):
     """A padded call on a GPU waits once, for the number of tokens; what else it reads is on its way by then."""
     seen = []
-    monkeypatch.setattr("modernbert_fast.hf.host_readable", lambda x: False)
+    monkeypatch.setattr("modernbert_fast.hf_encoder.host_readable", lambda x: False)
     for name in ("__init__", "get"):
         real = getattr(library.Reading, name)
         monkeypatch.setattr(

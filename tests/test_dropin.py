@@ -49,7 +49,7 @@ def test_hidden_states_by_index(stock, fast, wanted):
         assert one is None or hf.relative(one[mask()], other[mask()]) <= 1e-5
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", hf.EVERY[1:])
 def test_hidden_states_of_heads(architecture):
     stock = hf.build(architecture, hf.tiny_config())
     fast = mf.accelerate(copy.deepcopy(stock))
@@ -61,7 +61,7 @@ def test_hidden_states_of_heads(architecture):
         assert hf.relative(one[mask()], other[mask()]) <= 1e-5
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf.EVERY)
 def test_tuples_and_fields_are_those_of_transformers(architecture):
     batch = hf.batch("right")
     stock = hf.build(architecture, hf.tiny_config())
@@ -83,14 +83,14 @@ def test_tuples_through_the_config(stock, fast):
     assert type(fast(**right())) is type(stock(**right())) is tuple
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf.EVERY)
 def test_return_dict_of_none_leaves_it_to_the_config(architecture):
     stock = hf.build(architecture, hf.tiny_config())
     expected = stock(**right(architecture), return_dict=None)
     assert type(mf.accelerate(stock)(**right(architecture), return_dict=None)) is type(expected)
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf.EVERY)
 def test_the_class_of_an_accelerated_model_makes_stock_ones(architecture, tmp_path):
     stock = hf.build(architecture, hf.tiny_config())
     expected = stock(**right(architecture))[0]
@@ -127,7 +127,7 @@ def test_problem_type_is_written_back():
         assert fast.config.problem_type == kind
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf.EVERY)
 def test_the_model_keeps_its_tensors_classes_and_config(architecture, tmp_path):
     model = hf.build(architecture, hf.tiny_config())
     model.save_pretrained(tmp_path / "before")
@@ -141,7 +141,7 @@ def test_the_model_keeps_its_tensors_classes_and_config(architecture, tmp_path):
     assert {key: tensor.data_ptr() for key, tensor in model.state_dict().items()} == tensors
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
     assert {name: id(buffer) for name, buffer in model.named_buffers()} == buffers
-    assert isinstance(model, getattr(transformers, architecture))
+    assert isinstance(model, hf.kind(architecture))
     model.save_pretrained(tmp_path / "after")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "after" / file).read_bytes() == (tmp_path / "before" / file).read_bytes()

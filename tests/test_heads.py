@@ -24,7 +24,7 @@ class Doubled(modeling.ModernBertPredictionHead):
         return 2 * super().forward(hidden_states)
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", hf.EVERY[1:])
 def test_a_replaced_head_is_called(architecture):
     batch = hf.batch("right")
     stock = hf.build(architecture, hf.tiny_config())

@@ -121,7 +121,7 @@ def test_backward_hooks_fire(stock, fast):
     assert hf.relative(seen["fast"][0], seen["stock"][0][mask()]) <= 1e-4
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", hf.EVERY[1:])
 def test_hooks_on_the_encoder_of_a_head_see_what_transformers_shows(architecture):
     batch = hf.batch("right")
     stock = hf.build(architecture, hf.tiny_config())
