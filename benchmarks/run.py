@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 
-from modernbert_fast import dispatch, timing
+from modernbert_fast import dispatch, durable, timing
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
                 )
     name = f"ops{'-large' if args.large else ''}-{str(dtype).removeprefix('torch.')}.json"
     path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
-    timing.write_json(path, {"machine": facts, "records": records})
+    durable.write_json(path, {"machine": facts, "records": records})
     print(path)
 
 

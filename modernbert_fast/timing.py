@@ -4,7 +4,6 @@ import ctypes
 import functools
 import gc
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -264,19 +263,6 @@ def git_commit(root: Path | None = None) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if changed else "")
-
-
-def write_json(path: Path | str, record: Any) -> None:
-    """Writes a record as JSON, creating the folder; a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _warm_up(arm: Arm, times: int) -> int | None:

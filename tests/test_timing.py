@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modernbert_fast import timing
+from modernbert_fast import durable, timing
 from modernbert_fast.timing import Arm, Measurement, interleave
 
 
@@ -66,7 +66,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
 
 def test_records_are_json(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.json"
-    timing.write_json(path, {"machine": timing.machine_facts(), "arm": Measurement("a", (1.0, 2.0), 5).as_dict()})
+    durable.write_json(path, {"machine": timing.machine_facts(), "arm": Measurement("a", (1.0, 2.0), 5).as_dict()})
     record = json.loads(path.read_text())
     assert record["arm"] == {
         "name": "a",

@@ -20,7 +20,7 @@ import harness
 import torch
 from gpu import journal, tables
 
-from modernbert_fast import timing
+from modernbert_fast import durable, timing
 
 ROOT = harness.FOLDER.parent
 GRACE = 15.0  # seconds that a case at hand gets beyond the end of the run
@@ -131,7 +131,7 @@ def _follow(
             shown = len(ended)
             seconds = round(time.time() - began, 1)
             record = {"what": what, "dry": dry, "machine": facts, "seconds": seconds, "cases": cases}
-            timing.write_json(folder / f"{what}.json", record)
+            durable.write_json(folder / f"{what}.json", record)
             (folder / f"{what}.md").write_text(tables.markdown(record), encoding="utf-8")
         if not busy:
             return record

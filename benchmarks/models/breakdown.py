@@ -19,7 +19,7 @@ import harness
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from modernbert_fast import dispatch, library, timing
+from modernbert_fast import dispatch, durable, library, timing
 from modernbert_fast.commands import workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import forward
@@ -97,5 +97,5 @@ def main(argv: list[str]) -> None:
         print(render(results[-1]), flush=True)
     path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"breakdown-{args.dtype}.json"
     options = {name: value for name, value in vars(args).items() if name != "output"}
-    timing.write_json(path, {"options": options, "machine": facts, "results": results})
+    durable.write_json(path, {"options": options, "machine": facts, "results": results})
     print(path)

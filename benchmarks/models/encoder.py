@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from models import rivals
 from torch.nn.utils.rnn import pad_sequence
 
-from modernbert_fast import timing
+from modernbert_fast import durable, timing
 from modernbert_fast.commands import workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import FAST, LINEARS, STOCK, forward, header, linears, record, render
@@ -183,7 +183,7 @@ def main(argv: list[str]) -> None:
         for workload in map(workloads.parse, args.workloads.split(",")):
             results.append(measure(workload, stock, fast, others, args.rounds, words))
             print(render(results[-1], WIDTH), render_ratios(results[-1]), sep="\n", flush=True)
-            timing.write_json(path, {"options": options, "machine": facts, "results": results})
+            durable.write_json(path, {"options": options, "machine": facts, "results": results})
     print(path)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import harness
 import torch
 
-from modernbert_fast import timing
+from modernbert_fast import durable, timing
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import FAST, STOCK, forward
 from modernbert_fast.commands.models import add_model_arguments, load_pair, positive
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
             else:
                 records.append(json.loads(answer.stdout.splitlines()[-1]))
                 print(_line(records[-1]), flush=True)
-            timing.write_json(path, {"options": _options(args), "machine": facts, "records": records})
+            durable.write_json(path, {"options": _options(args), "machine": facts, "records": records})
     print(path)
 
 

@@ -19,7 +19,8 @@ from modernbert_fast.commands.models import (
     positive,
 )
 from modernbert_fast.commands.parity import ParityError, parity_of_batch
-from modernbert_fast.timing import Arm, interleave, machine_facts, write_json
+from modernbert_fast.durable import write_json
+from modernbert_fast.timing import Arm, interleave, machine_facts
 
 help = "time stock transformers against the accelerated model"
 

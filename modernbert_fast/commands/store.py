@@ -8,7 +8,6 @@ Every file is written beside its place, flushed to disk and renamed: what has a 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from modernbert_fast.commands import CommandError, require
-from modernbert_fast.timing import write_json
+from modernbert_fast.durable import write_file, write_json
 
 
 class Store:
@@ -72,7 +71,7 @@ class Store:
 
     def write(self, shard: int, rows: np.ndarray) -> None:
         """Puts a shard on disk; rows (n, C)."""
-        self._write_atomically(self._path(shard), lambda file: np.save(file, rows, allow_pickle=False))
+        write_file(self._path(shard), lambda file: np.save(file, rows, allow_pickle=False))
 
     def finish(self, shards: int, shape: tuple[int, int], dtype: np.dtype) -> None:
         """Streams the shards into the output file and removes them.
@@ -81,7 +80,8 @@ class Store:
             CommandError: the shards on disk do not add up to `shape[0]` rows.
         """
         write = WRITERS[self.output.suffix]
-        self._write_atomically(self.output, lambda file: write(file, shape, dtype, self._blocks(shards, shape)))
+        # What a kill leaves of the unfinished file goes with the folder of parts.
+        write_file(self.output, lambda file: write(file, shape, dtype, self._blocks(shards, shape)), scratch=self.parts)
         self._remove_parts()
 
     def _blocks(self, shards: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -110,22 +110,6 @@ class Store:
         if differing:
             changes = "; ".join(f"{key}: was {former.get(key)}, is {self.fingerprint.get(key)}" for key in differing)
             raise CommandError(f"{self.output} was begun with something else ({changes}); use --overwrite")
-
-    def _write_atomically(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
-        partial = self.parts / f"{path.name}.{os.getpid()}.tmp"  # what a kill leaves goes with the folder
-        try:
-            with open(partial, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # else a power cut may forget the rename
-        finally:
-            os.close(folder)
 
 
 def _write_npy(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> None:
