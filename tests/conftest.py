@@ -119,8 +119,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import save_file
 
     from modernbert_fast import ModernBert
-    from modernbert_fast.commands.corpus import manual_texts, train_tokenizer
+    from modernbert_fast.commands.corpus import manual_texts
     from modernbert_fast.config import EncoderConfig
+    from modernbert_fast.training.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("checkpoint")
     config = EncoderConfig(

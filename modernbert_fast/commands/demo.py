@@ -7,7 +7,7 @@ import torch
 
 import modernbert_fast as mf
 from modernbert_fast.commands.batches import pad
-from modernbert_fast.commands.corpus import manual_texts, train_tokenizer
+from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.commands.models import (
     add_device_arguments,
     add_dtype_argument,

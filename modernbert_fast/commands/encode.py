@@ -25,8 +25,9 @@ from modernbert_fast.commands.models import (
 )
 from modernbert_fast.commands.progress import Progress
 from modernbert_fast.commands.store import WRITERS, Store
-from modernbert_fast.commands.texts import READERS, content_hash, read_texts
+from modernbert_fast.commands.texts import read_texts
 from modernbert_fast.packing import token_budget_batches
+from modernbert_fast.texts import READERS, content_hash
 
 help = "embed the texts of a file"
 

@@ -1,94 +1,22 @@
-"""Texts from a file, one at a time: txt (one a line), jsonl, csv, parquet."""
+"""Texts of a file that a command was given: what is wrong with it is a CommandError."""
 
-import csv
-import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from modernbert_fast.commands import CommandError, require
+from modernbert_fast import texts
+from modernbert_fast.commands import CommandError
 
 
 def read_texts(path: Path, field: str = "text") -> Iterator[str]:
-    """Yields the texts of a file in its order; a blank line of a txt file is an empty text, not skipped.
-
-    Args:
-        path: the suffix tells the format: .txt, .jsonl, .csv or .parquet.
-        field: key or column of the text; txt has none.
+    """The same as modernbert_fast.texts.read_texts.
 
     Raises:
-        CommandError: unknown suffix, no such file or field, or a row that is not text, named by its number.
+        CommandError: in place of its errors.
     """
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise CommandError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}")
     try:
-        yield from reader(path, field)
+        yield from texts.read_texts(path, field)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{path}: not UTF-8 ({error.reason} near byte {error.start} of a block)") from error
-
-
-def content_hash(path: Path) -> str:
-    """Digest of a file's bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_txt(path: Path, field: str) -> Iterator[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield line.removesuffix("\n").removesuffix("\r")
-
-
-def _read_jsonl(path: Path, field: str) -> Iterator[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CommandError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict) or field not in row:
-                raise CommandError(f"{path}, line {number}: no field {field!r} (choose it with --field)")
-            yield _text(row[field], path, number)
-
-
-def _read_csv(path: Path, field: str) -> Iterator[str]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses texts over 128 KiB
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if field not in (rows.fieldnames or ()):
-            raise CommandError(f"{path}: no column {field!r} among {rows.fieldnames} (choose it with --field)")
-        for number, row in enumerate(rows, 1):
-            yield _text(row[field], path, number)
-
-
-def _read_parquet(path: Path, field: str) -> Iterator[str]:
-    parquet = require("pyarrow.parquet", "encode")
-    with parquet.ParquetFile(path) as file:
-        if field not in file.schema_arrow.names:
-            raise CommandError(f"{path}: no column {field!r} among {file.schema_arrow.names} (choose it with --field)")
-        number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield _text(value, path, number)
-
-
-def _text(value: object, path: Path, number: int) -> str:
-    if not isinstance(value, str):
-        raise CommandError(f"{path}, row {number}: the text is {type(value).__name__}, not a string")
-    return value
-
-
-READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
+    except (ImportError, ValueError) as error:
+        hint = " (choose it with --field)" if f" {field!r}" in str(error) else ""
+        raise CommandError(f"{error}{hint}") from error

@@ -1,0 +1,65 @@
+"""Documents to train on: from a file, a folder, or a named Hugging Face dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from modernbert_fast.texts import READERS, check_text, read_texts
+
+HUB = "hf:"
+
+
+def read_documents(source: str | os.PathLike[str], field: str = "text") -> Iterator[str]:
+    """Yields documents in a fixed order, one at a time.
+
+    Args:
+        source: a file (.txt with a document a line, .jsonl, .csv, .parquet); a folder, whose files are read in the
+            order of their paths, subfolders and all, a .txt there being one document; or hf:NAME[:CONFIG[:SPLIT]],
+            a dataset of the Hugging Face hub or a folder that `datasets` loads, streamed (SPLIT is train by default).
+        field: key or column of the text.
+
+    Raises:
+        ValueError: a damaged file or a row without text, named with its file and number; a folder without documents.
+        OSError: when there is no such file or dataset.
+    """
+    if str(source).startswith(HUB):
+        yield from _read_hub(str(source), field)
+        return
+    path = Path(source)
+    if not path.is_dir():
+        yield from read_texts(path, field)
+        return
+    files = sorted(file for file in path.rglob("*") if file.suffix in READERS and not _hidden(file.relative_to(path)))
+    if not files:
+        raise ValueError(f"{path}: no file that ends in {', '.join(READERS)}")
+    for file in files:
+        if file.suffix == ".txt":
+            yield _whole(file)
+        else:
+            yield from read_texts(file, field)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _whole(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _read_hub(source: str, field: str) -> Iterator[str]:
+    name, config, split, *rest = [*source.removeprefix(HUB).split(":"), "", ""]
+    if not name or any(rest):
+        raise ValueError(f"{source!r} is not hf:NAME[:CONFIG[:SPLIT]]")
+    from datasets import load_dataset
+
+    rows = load_dataset(name, config or None, split=split or "train", streaming=True)
+    for number, row in enumerate(rows, 1):
+        if field not in row:
+            raise ValueError(f"{source}, row {number}: no field {field!r} among {sorted(row)}")
+        yield check_text(row[field], source, number)
