@@ -1,7 +1,7 @@
 """Collators that lay the texts of a batch end to end: features in, keyword arguments of an accelerated model out.
 
-They are plain functions for `data_collator` of any transformers.Trainer. A feature has `input_ids` and what its collator
-names; everything else in it is dropped.
+They are plain functions for `data_collator` of any transformers.Trainer. A feature has `input_ids` and what its
+collator names; everything else in it is dropped.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def collate_choices(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in ("input_ids", "position_ids"):
         batch[name] = batch[name][None]
     batch["num_choices"] = counts.pop()
-    name = _label_name(features)
-    if name is not None:
-        batch["labels"] = torch.tensor([int(feature[name]) for feature in features])
+    label = _label_name(features)
+    if label is not None:
+        batch["labels"] = torch.tensor([int(feature[label]) for feature in features])
     return batch
 
 
@@ -94,5 +94,3 @@ def a_row_a_text(flat: torch.Tensor, cu_seqlens: torch.Tensor, fill: int = -100)
 
 def _label_name(features: Sequence[dict[str, Any]]) -> str | None:
     return next((name for name in LABELS if features and features[0].get(name) is not None), None)
-
-
