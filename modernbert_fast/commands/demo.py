@@ -19,6 +19,7 @@ from modernbert_fast.commands.models import (
 )
 from modernbert_fast.commands.parity import ParityError, parity_of_batch
 from modernbert_fast.timing import Arm, Measurement, interleave
+from modernbert_fast.training.tokenizer import train_tokenizer
 
 help = "encode real text with stock transformers and with us: parity, tokens/s, memory"
 

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modernbert_fast.training.sampler import Item
-from modernbert_fast.training.store import TokenStore
-
-SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+from modernbert_fast.training.sampler import SPECIAL_TOKENS, Item
+from modernbert_fast.training.token_store import TokenStore
 
 
 class TextDataset:

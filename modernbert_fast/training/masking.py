@@ -1,7 +1,7 @@
 """Dynamic masking for masked language modelling: which tokens, and what becomes of them, drawn anew every epoch.
 
-Every draw is a hash of (seed, key of the piece and its epoch, position in the piece). So it depends neither on the batch,
-nor on the worker or rank, nor on what was drawn before; and integers alone decide, so that every device agrees bit for bit.
+Every draw is a hash of (seed, key of the piece and its epoch, position in the piece). So it depends neither on the
+batch, nor on the worker or rank, nor on earlier draws; and integers alone decide, so that devices agree bit for bit.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def mask_tokens(
     Args:
         ids: int64 of any shape, on any device.
         keys, positions: int64 of the same shape: the piece and epoch that a token is of, and its place in the piece.
+            Where a key is negative nothing is chosen: the fillers of a last round of batches.
         mask_id: of [MASK].
         vocab_size: random ids are drawn from all ids below it.
         special_ids: ids of special tokens.
@@ -59,7 +60,7 @@ def mask_tokens(
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id must be an id below vocab_size ({vocab_size}), got {mask_id}")
     draws = _mix(_mix(keys ^ _signed(seed * GOLDEN)) + positions * GOLDEN)
-    chosen = _shifted(draws, 40) < round(rate * 2**24)
+    chosen = (_shifted(draws, 40) < round(rate * 2**24)) & (keys >= 0)
     if special_tokens == "keep" and len(special_ids):
         chosen &= ~torch.isin(ids, torch.tensor(special_ids, device=ids.device))
     lot = draws & (2**24 - 1)  # bits that had no part in the choice
@@ -73,9 +74,9 @@ def mask_tokens(
 class MaskedLMCollator:
     """Features to one flattened batch with labels, for transformers' Trainer or a PackedLoader.
 
-    A feature has `input_ids` with special tokens, and may have: `key`, without which torch's generator draws one, so that
-    masks differ in every epoch; `attention_mask`, whose zeros are dropped; `sentence_order_label`, which is passed on
-    as (B,). The rest is ignored.
+    A feature has `input_ids` with special tokens, and may have: `key`, without which torch's generator draws one, so
+    that masks differ in every epoch; `attention_mask`, whose zeros are dropped; `sentence_order_label`, which is passed
+    on as (B,). The rest is ignored.
 
     Attributes:
         mask_id, vocab_size, special_ids, seed, rate, special_tokens: as for mask_tokens.
@@ -108,11 +109,11 @@ class MaskedLMCollator:
             ValueError: when there is no text, or one is empty.
         """
         batch = flatten([_ids(feature) for feature in features])
-        keys = [feature["key"] if "key" in feature else _draw_key() for feature in features]
-        batch["keys"] = torch.tensor(keys, dtype=torch.int64)
+        keys = [int(feature["key"]) if "key" in feature else _draw_key() for feature in features]
+        batch["keys"] = torch.tensor(keys)
         if "sentence_order_label" in features[0]:
-            labels = [int(feature["sentence_order_label"]) for feature in features]
-            batch["sentence_order_label"] = torch.tensor(labels, dtype=torch.int64)
+            labels = torch.tensor([int(feature["sentence_order_label"]) for feature in features])
+            batch["sentence_order_label"] = labels.where(batch["keys"] >= 0, IGNORED)
         return batch if self.on_device else self.mask(batch)
 
     def mask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
