@@ -53,6 +53,11 @@ class ModernBertForPreTraining(ModernBertForMaskedLM):
         self.order_classifier = nn.Linear(config.hidden_size, config.sentence_order_labels)
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: of classes outside transformers it would not initialise prediction heads as its own, part by part."""
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
