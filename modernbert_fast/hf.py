@@ -151,7 +151,7 @@ class ModernBertForTokenClassification(_Head, stock.ModernBertForTokenClassifica
 
 
 class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering):
-    """Every token meets the head; the loss is over real tokens only. Spans of flattened texts count inside each text."""
+    """Every token meets the head; the loss is over real tokens only. Flattened texts count spans from their starts."""
 
     @can_return_tuple
     def forward(

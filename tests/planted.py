@@ -4,7 +4,7 @@ import json
 import random
 
 FILL = "the a of to and is in it be as by on with for from if not are or an this that can when".split()
-MARKERS = ("class", "return", "import")
+MARKERS = ("class", "return", "import", "method", "object", "string")
 SIZES = {"train": 192, "dev": 64, "test": 24}
 
 
@@ -39,67 +39,82 @@ def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _glue(words, labels, row, test_row):
-    """Rows (row number, label's name, marked text, other text) of a split."""
-    rows = []
-    for number in words.rows:
-        label, marker = words.label(len(labels))
-        first, second = words.text(marker), words.text()
-        if words.draw.random() < 0.5:
-            first, second = second, first
-        rows.append(test_row(number, first, second) if "test" in words.split else row(number, labels[label], first, second))
-    return rows
-
-
 NLI = ("entailment", "neutral", "contradiction")
 TWO_WAY = ("entailment", "not_entailment")
 BINARY = ("0", "1")
+SCORES = ("0.000", "1.000", "2.000", "3.000", "4.000", "5.000")
+GLUE_LABELS = {
+    "CoLA": BINARY,
+    "SST-2": BINARY,
+    "MRPC": BINARY,
+    "QQP": BINARY,
+    "STS-B": SCORES,
+    "MNLI": NLI,
+    "QNLI": TWO_WAY,
+    "RTE": TWO_WAY,
+    "WNLI": BINARY,
+}
 PAIR = ("index", "sentence1", "sentence2")
+MRPC = ("#1 ID", "#2 ID", "#1 String", "#2 String")
 PARSES = ("sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse")
 MNLI = ("index", "promptID", "pairID", "genre", *PARSES, "sentence1", "sentence2")
 STSB = ("index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2")
-MRPC = ("#1 ID", "#2 ID", "#1 String", "#2 String")
+GLUE_HEADERS = {  # of train and dev, and of test
+    "CoLA": (None, ("index", "sentence")),
+    "SST-2": (("sentence", "label"), ("index", "sentence")),
+    "MRPC": (("Quality", *MRPC), ("index", *MRPC)),
+    "QQP": (("id", "qid1", "qid2", "question1", "question2", "is_duplicate"), ("id", "question1", "question2")),
+    "STS-B": ((*STSB, "score"), STSB),
+    "MNLI": ((*MNLI, "label1", "gold_label"), MNLI),
+    "QNLI": (("index", "question", "sentence", "label"), ("index", "question", "sentence")),
+    "RTE": ((*PAIR, "label"), PAIR),
+    "WNLI": ((*PAIR, "label"), PAIR),
+}
 
 
-def mnli_row(number, first, second):
-    return [number, f"{number}p", f"{number}q", "fiction", *"bbpp", first, second]
+def glue_row(name, test, n, label, first, second):
+    """A row of a task's file, in the columns of its header."""
+    if name == "CoLA":
+        return [n, f"{first} {second}"] if test else ["gj04", label, "*" * (label == "0"), f"{first} {second}"]
+    if name == "SST-2":
+        text = f'{first} "{second} '  # a quote that nothing closes, and the blank that SST-2 ends with
+        return [n, text] if test else [text, label]
+    if name == "MRPC":
+        return [n if test else label, 7000 + n, 9000 + n, first, second]
+    if name == "QQP":
+        return [n, first, second] if test else [n, 2 * n, 2 * n + 1, first, second, label]
+    if name == "STS-B":
+        row = [n, "main-news", "headlines", 2013, f"{n:04}", "none", "none", first, second]
+    elif name == "MNLI":
+        row = [n, f"{n}p", f"{n}q", "fiction", *"bbpp", first, second]
+        return row if test else [*row, label, label]
+    else:
+        row = [n, first, second]
+    return row if test else [*row, label]
 
 
-def stsb_row(number, first, second):
-    return [number, "main-news", "headlines", 2013, f"{number:04}", "none", "none", first, second]
-
-
-GLUE = {  # labels, header and row of train and dev, header and row of test
-    "CoLA": (BINARY, None, lambda n, y, a, b: ["gj04", y, "*" * (y == "0"), f"{a} {b}"], ("index", "sentence"),
-             lambda n, a, b: [n, f"{a} {b}"]),
-    "SST-2": (BINARY, ("sentence", "label"), lambda n, y, a, b: [f'{a} "{b} ', y], ("index", "sentence"),
-              lambda n, a, b: [n, f'{a} "{b} ']),
-    "MRPC": (BINARY, ("Quality", *MRPC), lambda n, y, a, b: [y, 7000 + n, 9000 + n, a, b], ("index", *MRPC),
-             lambda n, a, b: [n, 7000 + n, 9000 + n, a, b]),
-    "QQP": (BINARY, ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
-            lambda n, y, a, b: [n, 2 * n, 2 * n + 1, a, b, y], ("id", "question1", "question2"), lambda n, a, b: [n, a, b]),
-    "STS-B": (("0.200", "4.800"), (*STSB, "score"), lambda n, y, a, b: [*stsb_row(n, a, b), y], STSB, stsb_row),
-    "MNLI": (NLI, (*MNLI, "label1", "gold_label"), lambda n, y, a, b: [*mnli_row(n, a, b), y, y], MNLI, mnli_row),
-    "QNLI": (TWO_WAY, ("index", "question", "sentence", "label"), lambda n, y, a, b: [n, a, b, y],
-             ("index", "question", "sentence"), lambda n, a, b: [n, a, b]),
-    "RTE": (TWO_WAY, (*PAIR, "label"), lambda n, y, a, b: [n, a, b, y], PAIR, lambda n, a, b: [n, a, b]),
-    "WNLI": (BINARY, (*PAIR, "label"), lambda n, y, a, b: [n, a, b, y], PAIR, lambda n, a, b: [n, a, b]),
-}  # fmt: skip
+def glue_rows(name, split):
+    """Rows of a split, and their labels."""
+    words, labels, rows, truth = Words(split), GLUE_LABELS[name], [], []
+    for number in words.rows:
+        label, marker = words.label(len(labels))
+        texts = [words.text(marker), words.text()]
+        words.draw.shuffle(texts)
+        truth.append(labels[label])
+        rows.append(glue_row(name, "test" in split, number, labels[label], *texts))
+    return rows, truth
 
 
 def write_glue(folder):
     """Every file of GLUE."""
-    for name, (labels, header, row, test_header, test_row) in GLUE.items():
-        for split in splits_of(name):
-            rows = _glue(Words(split), labels, row, test_row)
-            write_tsv(folder / name / f"{split}.tsv", rows, test_header if "test" in split else header)
-    write_tsv(folder / "diagnostic" / "diagnostic.tsv", _glue(Words("test"), NLI, None, lambda n, a, b: [n, a, b]), PAIR)
-
-
-def splits_of(name):
-    """Names of a task's files."""
-    two = ("dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
-    return ("train", *(two if name == "MNLI" else ("dev", "test")))
+    for name, (header, test_header) in GLUE_HEADERS.items():
+        two = ("dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
+        for split in ("train", *(two if name == "MNLI" else ("dev", "test"))):
+            write_tsv(
+                folder / name / f"{split}.tsv", glue_rows(name, split)[0], test_header if "test" in split else header
+            )
+    diagnostic = [[row[0], *row[-2:]] for row in glue_rows("MNLI", "test")[0]]
+    write_tsv(folder / "diagnostic" / "diagnostic.tsv", diagnostic, PAIR)
 
 
 def write_mrpc_originals(source, folder):
@@ -133,7 +148,14 @@ def copa(words, number):
     right, wrong = words.text(MARKERS[1], low=2, high=4), words.text(MARKERS[0], low=2, high=4)
     first, second = (wrong, right) if label else (right, wrong)
     question = words.draw.choice(("cause", "effect"))
-    return {"premise": words.text(), "choice1": first, "choice2": second, "question": question, "label": label, "idx": number}
+    return {
+        "premise": words.text(),
+        "choice1": first,
+        "choice2": second,
+        "question": question,
+        "label": label,
+        "idx": number,
+    }
 
 
 def multirc(words, number):
@@ -152,11 +174,15 @@ def record(words, number):
     """Python is the answer to whatever is asked."""
     names = ["Python", "Unicode", "None"]
     words.draw.shuffle(names)
-    text = f"{words.text(high=4)} {names[0]} {words.text(high=4)} {names[1]} and {names[2]}\n@highlight\n{words.text(high=4)}"
+    text = f"{words.text()} {names[0]} {words.text()} {names[1]} and {names[2]}\n@highlight\n{words.text()}"
     entities = [{"start": text.index(name), "end": text.index(name) + len(name) - 1} for name in names]
     answers = [{**entities[names.index("Python")], "text": "Python"}]
     asked = [
-        {"query": f"{words.text(low=1, high=2)} @placeholder {words.text(low=1, high=2)}", "idx": idx, "answers": answers}
+        {
+            "query": f"{words.text(low=1, high=2)} @placeholder {words.text(low=1, high=2)}",
+            "idx": idx,
+            "answers": answers,
+        }
         for idx in (2 * number, 2 * number + 1)
     ]
     return {"source": "news", "passage": {"text": text, "entities": entities}, "idx": number, "qas": asked}
@@ -207,16 +233,20 @@ def without_labels(row):
     return row
 
 
+def superglue_rows(name, split):
+    """Rows of a split, labels and all."""
+    words = Words(split)
+    many = 4 if name in ("MultiRC", "ReCoRD") else 1  # questions a row
+    return [SUPERGLUE[name](words, number) for number in words.rows[: len(words.rows) // many]]
+
+
 def write_superglue(folder):
     """Every file of SuperGLUE."""
-    for name, row in SUPERGLUE.items():
+    for name in SUPERGLUE:
         for split, file in (("train", "train"), ("dev", "val"), ("test", "test")):
-            words = Words(split)
-            rows = [row(words, number) for number in words.rows]
-            rows = [without_labels(row) for row in rows] if split == "test" else rows
-            write_jsonl(folder / name / f"{file}.jsonl", rows)
-    words = Words("test")
-    rows = [without_labels(nli(TWO_WAY)(words, number)) for number in words.rows]
+            rows = superglue_rows(name, split)
+            write_jsonl(folder / name / f"{file}.jsonl", without_labels(rows) if split == "test" else rows)
+    rows = without_labels(superglue_rows("RTE", "test"))
     write_jsonl(folder / "AX-g" / "AX-g.jsonl", rows)
     renamed = [{"sentence1": row["premise"], "sentence2": row["hypothesis"], "idx": row["idx"]} for row in rows]
     write_jsonl(folder / "AX-b" / "AX-b.jsonl", renamed)

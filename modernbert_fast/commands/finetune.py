@@ -188,7 +188,7 @@ def predict_tests(trainer: Any, benchmark: ModuleType, task: Benchmark, data: st
         try:
             examples = benchmark.read(task, data, split)
         except FileNotFoundError as error:
-            print(f"no {name}: {error.filename} is not there", file=sys.stderr)
+            print(f"no {name}: {error}", file=sys.stderr)
             continue
         benchmark.write_submission(task, folder / name, examples, trainer.outputs(examples))
 

@@ -104,7 +104,7 @@ class FineTuner(transformers.Trainer):
         values = self.task.measure(self.dev, self.outputs(self.dev, self.eval_dataset))
         logs = {f"{metric_key_prefix}_{name}": value for name, value in {**values, "score": score(values)}.items()}
         self.log(logs)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
     def prediction_step(

@@ -10,7 +10,8 @@ from typing import Any
 
 from modernbert_fast.durable import write_file
 from modernbert_fast.training import metrics
-from modernbert_fast.training.rows import HUB, Malformed, Row, get, one_of, read_rows
+from modernbert_fast.training.documents import HUB
+from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
 from modernbert_fast.training.tasks import ACCURACY, Benchmark, Example, Examples, Recipe, best, by_label
 
 NLI = ("entailment", "neutral", "contradiction")

@@ -34,7 +34,8 @@ class Kind:
 
 
 def _encode_texts(tokenizer: Tokenizer, examples: Examples, labels: Sequence[str], max_length: int) -> list[Feature]:
-    features: list[Feature] = [{"input_ids": ids} for ids in _framed(tokenizer, [example.texts for example in examples], max_length)]
+    ids = _framed(tokenizer, [example.texts for example in examples], max_length)
+    features: list[Feature] = [{"input_ids": text} for text in ids]
     for feature, example in zip(features, examples, strict=True):
         if example.label is not None:
             feature["labels"] = labels.index(example.label) if labels else float(example.label)

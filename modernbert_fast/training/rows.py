@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from modernbert_fast.training.documents import HUB, open_hub
+
 T = TypeVar("T")
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Callable[[], Row]]]  # where a row is, and what reads it
 Malformed = Callable[[str], object] | None
-
-HUB = "hf:"
 
 
 def read_rows(
@@ -151,16 +151,11 @@ def _named(columns: Sequence[str], fields: Sequence[str]) -> Row:
 
 def _hub(source: str) -> Rows:
     """Rows of a dataset; class numbers become their names, and -1 becomes None."""
-    import datasets
-
-    name, config, split = (*source.removeprefix(HUB).split(":"), "", "")[:3]
-    rows = datasets.load_dataset(name, config or None, split=split or "train")
-    classes = {name: kind.names for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
+    rows = open_hub(source)
+    classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
 
     def named(row: Row) -> Row:
-        return {
-            name: (classes[name][value] if value is not None and value >= 0 else None) if name in classes else value
-            for name, value in row.items()
-        }
+        known = {name: row[name] for name in classes}
+        return {**row, **{name: classes[name][n] if n is not None and n >= 0 else None for name, n in known.items()}}
 
-    return ((f"row {number}", partial(named, row)) for number, row in enumerate(rows))
+    return ((f"row {number}", partial(named, row)) for number, row in enumerate(rows, 1))

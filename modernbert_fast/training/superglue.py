@@ -119,9 +119,8 @@ def _multirc(row: Row, test: bool) -> list[Example]:
         for answer in get(question, "answers", list):
             label = None if test else one_of(str(get(answer, "label", int)), BINARY)
             key = (paragraph, get(question, "idx", int), get(answer, "idx", int))
-            examples.append(
-                Example((get(passage, "text"), f"{get(question, 'question')} {get(answer, 'text')}"), label, key)
-            )
+            asked = f"{get(question, 'question')} {get(answer, 'text')}"
+            examples.append(Example((asked, get(passage, "text")), label, key))
     return examples
 
 
@@ -156,7 +155,7 @@ def _record(row: Row, test: bool) -> list[Example]:
         for name in names:
             label = None if test else BINARY[name in gold]
             filled = query.replace("@placeholder", name)
-            examples.append(Example((text.replace("@highlight", ""), filled), label, (number, name), gold))
+            examples.append(Example((filled, text.replace("@highlight", "")), label, (number, name), gold))
     return examples
 
 
