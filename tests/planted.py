@@ -72,15 +72,16 @@ GLUE_HEADERS = {  # of train and dev, and of test
 }
 
 
-def glue_row(name, test, n, label, first, second):
+def glue_row(name, split, n, label, first, second):
     """A row of a task's file, in the columns of its header."""
+    test = "test" in split
     if name == "CoLA":
         return [n, f"{first} {second}"] if test else ["gj04", label, "*" * (label == "0"), f"{first} {second}"]
     if name == "SST-2":
         text = f'{first} "{second} '  # a quote that nothing closes, and the blank that SST-2 ends with
         return [n, text] if test else [text, label]
     if name == "MRPC":
-        return [n if test else label, 7000 + n, 9000 + n, first, second]
+        return [n if test else label, *(f"{split}{n}{side}" for side in "ab"), first, second]
     if name == "QQP":
         return [n, first, second] if test else [n, 2 * n, 2 * n + 1, first, second, label]
     if name == "STS-B":
@@ -101,7 +102,7 @@ def glue_rows(name, split):
         texts = [words.text(marker), words.text()]
         words.draw.shuffle(texts)
         truth.append(labels[label])
-        rows.append(glue_row(name, "test" in split, number, labels[label], *texts))
+        rows.append(glue_row(name, split, number, labels[label], *texts))
     return rows, truth
 
 

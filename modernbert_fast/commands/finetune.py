@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import statistics
 import sys
@@ -129,27 +130,25 @@ def _custom(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    benchmark, malformed, results = BENCHMARKS[args.form], reporter(args), {}
-    tasks = [task for name, task in benchmark.TASKS.items() if name in args.tasks]
-    lines = []
-    for task in tasks:
+    benchmark, malformed = BENCHMARKS[args.form], reporter(args)
+    file = args.output / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}  # of other tasks, trained before
+    for task in (task for name, task in benchmark.TASKS.items() if name in args.tasks):
         train = benchmark.read(task, args.data, "train", malformed)
         dev = {split: benchmark.read(task, args.data, split, malformed) for split in task.dev}
         start = _start(args, task)
         recipe = task.recipes[args.size or _size(start)]
-        runs, top = [], -math.inf
+        runs: list[dict[str, float]] = []
         for seed in range(args.seeds):
             folder = args.output / task.name / f"seed-{seed}"
             record = {"benchmark": args.form, "task": task.name}
             trainer, values = _train(args, task, start, train, dev, folder, recipe, seed, record)
-            runs.append(values)
-            if score(values) > top:
-                top = score(values)
+            if score(values) > max(map(score, runs), default=-math.inf):
                 predict_tests(trainer, benchmark, task, args.data, args.output / "submission")
+            runs.append(values)
         results[task.name] = runs
-        lines.append(_line(task.name, runs))
-    print("\n".join(lines))
-    write_json(args.output / "results.json", results)
+        write_json(file, results)
+    print("\n".join(_line(name, results[name]) for name in benchmark.TASKS if name in results))
     return 0
 
 
@@ -177,7 +176,7 @@ def _train(
         for split, examples in dev.items()
         for name, value in task.measure(examples, trainer.outputs(examples)).items()
     }
-    details = {"max_length": trainer.max_length, "seed": seed, "recipe": dataclasses.asdict(recipe), "metrics": values}
+    details = {"start": str(start), "max_length": trainer.max_length, "seed": seed, "recipe": dataclasses.asdict(recipe), "metrics": values}
     write_json(folder / "finetune.json", {**record, **details})
     return trainer, values
 
@@ -223,8 +222,6 @@ def _start(args: argparse.Namespace, task: Benchmark) -> Path:
 
 
 def _score_of(file: Path) -> float:
-    import json
-
     return score(json.loads(file.read_text())["metrics"])
 
 

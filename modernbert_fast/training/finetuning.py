@@ -21,6 +21,8 @@ from modernbert_fast.training.kinds import KINDS, Feature
 from modernbert_fast.training.tasks import Examples, Recipe, Task, score
 
 logger = logging.getLogger("modernbert_fast")
+if not sys.stderr.isatty():
+    transformers.utils.logging.disable_progress_bar()
 
 PER_TOKEN = ("tokens", "spans")
 WARM_UP = 0.06  # share of the steps
