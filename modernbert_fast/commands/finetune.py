@@ -176,7 +176,8 @@ def _train(
         for split, examples in dev.items()
         for name, value in task.measure(examples, trainer.outputs(examples)).items()
     }
-    details = {"start": str(start), "max_length": trainer.max_length, "seed": seed, "recipe": dataclasses.asdict(recipe), "metrics": values}
+    record |= {"start": str(start), "max_length": trainer.max_length, "seed": seed, "steps": trainer.state.global_step}
+    details = {"recipe": dataclasses.asdict(recipe), "metrics": values}
     write_json(folder / "finetune.json", {**record, **details})
     return trainer, values
 
