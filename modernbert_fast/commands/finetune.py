@@ -1,9 +1,11 @@
 """Fine-tunes a ModernBERT: on GLUE or SuperGLUE with the paper's recipes, or on csv or jsonl files of one's own."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -107,8 +109,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     for module in ("transformers", "accelerate", "scipy", "sklearn"):
         require(module, "train")
+    train = _benchmark if args.form in BENCHMARKS else _custom
     try:
-        return _benchmark(args) if args.form in BENCHMARKS else _custom(args)
+        if os.environ.get("RANK", "0") == "0":
+            return train(args)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return train(args)  # of several processes the first one speaks
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(str(error)) from error
 

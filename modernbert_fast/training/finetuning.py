@@ -241,6 +241,7 @@ def finetune(
         trainer.model.save_pretrained(folder)
         trainer.tokenizer.save_pretrained(folder)
         shutil.rmtree(checkpoints)
+    trainer.accelerator.wait_for_everyone()  # the next training may start from this folder
     return trainer
 
 
@@ -255,6 +256,7 @@ def arguments(folder: Path, settings: Settings, batch_size: int, **more: Any) ->
         use_cpu=settings.cpu,
         report_to="none",
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),
         **more,
     )
