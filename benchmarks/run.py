@@ -1,7 +1,7 @@
 """Times ops and writes benchmarks/results/<machine>/ops-<dtype>.json: python benchmarks/run.py [op ...] [--large].
 
-python benchmarks/run.py models/NAME ... or gpu/NAME runs that file of this folder instead, and `compile_report` shows
-the costs of the Triton kernels on every chip, without one.
+python benchmarks/run.py models/NAME ..., data/NAME or gpu/NAME runs that file of this folder instead, and
+`compile_report` shows the costs of the Triton kernels on every chip, without one.
 """
 
 import argparse

@@ -73,145 +73,125 @@ def token_budget_batches(lengths: ArrayLike, max_tokens: int) -> list[Indices]:
 
 
 class Packer:
-    """Packs a stream of texts into bins: best fit, with a bounded number of bins open at a time.
+    """Packs a stream of texts into bins that leave one by one: in the order they came, and the best fit at the end.
 
-    Each text goes to the open bin with the least room that still holds it (the oldest among equals). Where none does, a
-    new bin is opened, and if too many are open the fullest is complete. A bin without room is complete at once. The
-    same texts give the same bins, however many are added at a time, and from any saved state on.
+    A bin takes the texts that have waited longest, as long as the next one fits. Then it takes the longest that fits
+    of all that wait (the oldest among equals), until none does. So a bin is filled nearly whole, is a fair sample of
+    the stream, and no text waits long. The texts that wait decide alone, so a saved state goes on with the same bins.
 
     Args:
-        open_bins: bins that are open at a time, at least 1: more of them waste less room.
-
-    Attributes:
-        opened: how many bins were opened so far.
+        lookahead: texts that wait before a bin is taken, at least 1: more of them waste less room.
     """
 
-    def __init__(self, open_bins: int = 256) -> None:
-        if open_bins < 1:
-            raise ValueError(f"open_bins must be at least 1, got {open_bins}")
-        self.open_bins = open_bins
-        self._bins: Any = _Bins(open_bins) if _host is None else _host.Bins(open_bins)
+    def __init__(self, lookahead: int = 2048) -> None:
+        if lookahead < 1:
+            raise ValueError(f"lookahead must be at least 1, got {lookahead}")
+        self.lookahead = lookahead
+        self._waiting = self._empty()
 
-    @property
-    def opened(self) -> int:
-        return self._bins.opened
-
-    def add(self, items: ArrayLike, lengths: ArrayLike, capacity: int) -> list[Indices]:
-        """Adds texts in their order.
+    def add(self, items: ArrayLike, lengths: ArrayLike) -> None:
+        """Lets texts wait.
 
         Args:
-            items: (N,) int64, what the caller calls the texts.
-            lengths: (N,) integers from 1 to capacity, the tokens of each.
-            capacity: tokens that a bin opened now holds.
+            items: (N,) integers, what the caller calls the texts.
+            lengths: (N,) integers of at least 1, the tokens of each.
+
+        Raises:
+            ValueError: when a length is not an integer of at least 1, or there are not as many items.
+        """
+        self._waiting.add(*_check_texts(items, lengths))
+
+    def take(self, capacity: int, last: bool = False) -> Indices | None:
+        """The next bin, or None when it should have more texts to choose from: lookahead, and two bins' tokens.
+
+        Args:
+            capacity: tokens that it holds.
+            last: no more texts will come: None means that none is left.
 
         Returns:
-            The items of each bin that became complete, (n,) int64, in the order in which they were completed.
+            (n,) int64 items.
 
         Raises:
-            ValueError: when a length is not an integer from 1 to capacity, or there are not as many items.
+            ValueError: when the text that has waited longest has more tokens than capacity.
         """
-        checked, named = check_lengths(lengths), np.ascontiguousarray(items, np.int64)
-        if named.shape != checked.shape:
-            raise ValueError(f"{checked.size} lengths need as many items, got shape {named.shape}")
-        if checked.size and checked.min() < 1:
-            raise ValueError(f"item {named[checked.argmin()]} has no tokens")
-        if checked.size and checked.max() > capacity:
-            longest = checked.argmax()
-            raise ValueError(
-                f"item {named[longest]} has {checked[longest]} tokens, more than a bin of {capacity} holds"
-            )
-        return _split(*self._bins.add(named, checked, capacity))
-
-    def flush(self) -> list[Indices]:
-        """The bins still open, the fullest first; none is open afterwards."""
-        return _split(*self._bins.flush())
+        bin = self._waiting.take(capacity, 1 if last else self.lookahead, 0 if last else 2 * capacity)
+        return bin if bin.size else None
 
     def state_dict(self) -> dict[str, Indices]:
-        """The open bins as int64 arrays: items (K,), bounds (B + 1,), rooms, numbers (B,); opened, open_bins ()."""
-        items, bounds, rooms, numbers = self._bins.state()
-        counts = {"opened": np.array(self.opened), "open_bins": np.array(self.open_bins)}
-        return {"items": items, "bounds": bounds, "rooms": rooms, "numbers": numbers, **counts}
+        """The texts that wait, oldest first: items and lengths (N,) int64."""
+        items, lengths = self._waiting.texts()
+        return {"items": items, "lengths": lengths}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Takes the place of what this packer holds.
+        """Takes the place of the texts that wait.
 
         Raises:
-            ValueError: when the state is of another number of open bins, or is damaged.
+            ValueError: when the state is damaged.
         """
-        names = ("items", "bounds", "rooms", "numbers", "opened", "open_bins")
-        if missing := [name for name in names if name not in state]:
+        if missing := [name for name in ("items", "lengths") if name not in state]:
             raise ValueError(f"not the state of a packer: no {missing[0]!r}")
-        arrays = [np.ascontiguousarray(state[name]) for name in names]
-        items, bounds, rooms, numbers, opened, open_bins = arrays
-        if any(array.dtype != np.int64 for array in arrays) or opened.size != 1 or open_bins.size != 1:
-            raise ValueError("not the state of a packer: wrong types")
-        if open_bins.item() != self.open_bins:
-            raise ValueError(f"the state has {open_bins.item()} open bins, this packer {self.open_bins}")
-        keys = list(zip(rooms.tolist(), numbers.tolist(), strict=False))
-        valid = (
-            items.ndim == bounds.ndim == rooms.ndim == numbers.ndim == 1
-            and bounds.size - 1 == rooms.size == numbers.size <= self.open_bins
-            and bounds[0] == 0
-            and bounds[-1] == items.size
-            and (np.diff(bounds) > 0).all()
-            and (rooms > 0).all()
-            and keys == sorted(keys)
-            and len(set(numbers.tolist())) == numbers.size
-            and ((numbers >= 0) & (numbers < opened)).all()
-        )
-        if not valid:
-            raise ValueError("not the state of a packer: damaged bins")
-        self._bins.load(items, bounds, rooms, numbers, opened.item())
+        texts = _check_texts(state["items"], state["lengths"])
+        self._waiting = self._empty()
+        self._waiting.add(*texts)
+
+    @staticmethod
+    def _empty() -> Any:
+        return _Waiting() if _host is None else _host.Waiting()
 
 
-def _split(items: Indices, bounds: Indices) -> list[Indices]:
-    return [items[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+def _check_texts(items: ArrayLike, lengths: ArrayLike) -> tuple[Indices, Indices]:
+    checked, named = check_lengths(lengths), np.asarray(items)
+    if named.shape != checked.shape or (named.size and named.dtype.kind not in "iu"):
+        raise ValueError(f"{checked.size} lengths need as many integers, got {named.dtype} {named.shape}")
+    if checked.size and checked.min() < 1:
+        raise ValueError(f"item {named[checked.argmin()]} has no tokens")
+    return np.ascontiguousarray(named, np.int64), checked
 
 
-class _Bins:
-    """The same as Bins of csrc/host/packing.cpp."""
+class _Waiting:
+    """The same as Waiting of csrc/host/packing.cpp."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.opened = 0
-        self.open: list[tuple[int, int, list[int]]] = []  # (room, number, items), sorted
+    def __init__(self) -> None:
+        self.by_age: dict[int, tuple[int, int]] = {}  # number -> (item, length), oldest first
+        self.by_length: list[tuple[int, int]] = []  # (length, number), sorted
+        self.tokens = self.added = 0
 
-    def add(self, items: Indices, lengths: Indices, capacity: int) -> tuple[Indices, Indices]:
-        complete = []
+    def add(self, items: Indices, lengths: Indices) -> None:
         for item, length in zip(items.tolist(), lengths.tolist(), strict=True):
-            fit = bisect_left(self.open, (length,))
-            if fit < len(self.open):
-                room, number, held = self.open.pop(fit)
-            else:
-                if len(self.open) == self.limit:
-                    complete.append(self.open.pop(0)[2])
-                room, number, held = capacity, self.opened, []
-                self.opened += 1
-            held.append(item)
-            if room == length:
-                complete.append(held)
-            else:
-                insort(self.open, (room - length, number, held))
-        return _joined(complete)
+            self.by_age[self.added] = item, length
+            insort(self.by_length, (length, self.added))
+            self.tokens += length
+            self.added += 1
 
-    def flush(self) -> tuple[Indices, Indices]:
-        bins = _joined([held for _, _, held in self.open])
-        self.open = []
-        return bins
+    def take(self, capacity: int, texts: int, tokens: int) -> Indices:
+        bin: list[int] = []
+        if len(self.by_age) < texts or self.tokens < tokens:
+            return np.array(bin, np.int64)
+        room = capacity
+        while self.by_age:
+            number = next(iter(self.by_age))
+            item, length = self.by_age[number]
+            if length > room:
+                break
+            room -= self._move(number, bin)
+        if not bin and self.by_age:
+            raise ValueError(f"item {item} has {length} tokens, more than a bin of {capacity} holds")
+        while fits := bisect_left(self.by_length, (room + 1,)):
+            longest = self.by_length[fits - 1][0]
+            room -= self._move(self.by_length[bisect_left(self.by_length, (longest,))][1], bin)
+        return np.array(bin, np.int64)
 
-    def state(self) -> tuple[Indices, Indices, Indices, Indices]:
-        rooms, numbers = (np.array([bin[i] for bin in self.open], np.int64) for i in (0, 1))
-        return *_joined([held for _, _, held in self.open]), rooms, numbers
+    def _move(self, number: int, bin: list[int]) -> int:
+        """From those that wait to a bin; returns the length."""
+        item, length = self.by_age.pop(number)
+        self.by_length.pop(bisect_left(self.by_length, (length, number)))
+        self.tokens -= length
+        bin.append(item)
+        return length
 
-    def load(self, items: Indices, bounds: Indices, rooms: Indices, numbers: Indices, opened: int) -> None:
-        held = [bin.tolist() for bin in _split(items, bounds)]
-        self.open = list(zip(rooms.tolist(), numbers.tolist(), held, strict=True))
-        self.opened = opened
-
-
-def _joined(bins: Sequence[Sequence[int]]) -> tuple[Indices, Indices]:
-    bounds = np.cumsum([0, *map(len, bins)], dtype=np.int64)
-    return np.array([item for bin in bins for item in bin], np.int64), bounds
+    def texts(self) -> tuple[Indices, Indices]:
+        texts = np.array(list(self.by_age.values()), np.int64).reshape(-1, 2)
+        return np.ascontiguousarray(texts[:, 0]), np.ascontiguousarray(texts[:, 1])
 
 
 def check_lengths(lengths: ArrayLike) -> Indices:

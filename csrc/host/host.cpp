@@ -46,29 +46,18 @@ static Integers best_fit_array(const Integers& lengths, int64_t capacity) {
   return array(bins);
 }
 
-static py::tuple arrays(const Packed& bins) { return py::make_tuple(array(bins.items), array(bins.bounds)); }
-
-static py::tuple add(Bins& bins, const Integers& items, const Integers& lengths, int64_t capacity) {
+static void add(Waiting& waiting, const Integers& items, const Integers& lengths) {
   if (items.size() != lengths.size()) throw py::value_error("as many items as lengths");
-  return arrays(bins.add(items.data(), lengths.data(), items.size(), capacity));
+  waiting.add(items.data(), lengths.data(), items.size());
 }
 
-static py::tuple flush(Bins& bins) {
-  const Packed open = bins.open();
-  bins.clear();
-  return arrays(open);
+static Integers take(Waiting& waiting, int64_t capacity, size_t texts, int64_t tokens) {
+  return array(waiting.take(capacity, texts, tokens));
 }
 
-static py::tuple state(const Bins& bins) {
-  const Packed open = bins.open();
-  const auto [rooms, numbers] = bins.keys();
-  return py::make_tuple(array(open.items), array(open.bounds), array(rooms), array(numbers));
-}
-
-// Checked in Python: modernbert_fast/packing.py.
-static void load(Bins& bins, const Integers& items, const Integers& bounds, const Integers& rooms,
-                 const Integers& numbers, int64_t opened) {
-  bins.load(items.data(), bounds.data(), rooms.data(), numbers.data(), rooms.size(), opened);
+static py::tuple texts(const Waiting& waiting) {
+  const auto [items, lengths] = waiting.texts();
+  return py::make_tuple(array(items), array(lengths));
 }
 
 }  // namespace modernbert_fast::host
@@ -79,11 +68,9 @@ PYBIND11_MODULE(_host, m) {
   m.def("build_info", &build_info, "Compiler, flags and instruction sets of the CPU operators.");
   m.def("best_fit", &best_fit_array, py::arg("lengths"), py::arg("capacity"),
         "lengths (N,) int64, each at most capacity -> the bin of each text (N,) int64.");
-  py::class_<Bins>(m, "Bins", "What modernbert_fast.packing.Packer is made of; arrays are int64, checked there.")
-      .def(py::init<size_t>(), py::arg("limit"))
-      .def_property_readonly("opened", &Bins::opened)
-      .def("add", &add, py::arg("items"), py::arg("lengths"), py::arg("capacity"), "-> items, bounds")
-      .def("flush", &flush, "-> items, bounds")
-      .def("state", &state, "-> items, bounds, rooms, numbers")
-      .def("load", &load, py::arg("items"), py::arg("bounds"), py::arg("rooms"), py::arg("numbers"), py::arg("opened"));
+  py::class_<Waiting>(m, "Waiting", "What modernbert_fast.packing.Packer is made of; arrays are int64, checked there.")
+      .def(py::init<>())
+      .def("add", &add, py::arg("items"), py::arg("lengths"))
+      .def("take", &take, py::arg("capacity"), py::arg("texts"), py::arg("tokens"), "-> items of a bin")
+      .def("texts", &texts, "-> items, lengths");
 }

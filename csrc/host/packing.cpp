@@ -1,8 +1,10 @@
 #include "packing.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
-#include <set>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -31,53 +33,48 @@ std::vector<int64_t> best_fit(const int64_t* lengths, int64_t count, int64_t cap
   return bin_of;
 }
 
-void Packed::push(const std::vector<int64_t>& bin) {
-  items.insert(items.end(), bin.begin(), bin.end());
-  bounds.push_back(static_cast<int64_t>(items.size()));
-}
-
-Packed Bins::add(const int64_t* items, const int64_t* lengths, int64_t count, int64_t capacity) {
-  Packed complete;
+void Waiting::add(const int64_t* items, const int64_t* lengths, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    auto fit = open_.lower_bound({lengths[i], 0});
-    if (fit == open_.end()) {
-      if (open_.size() == limit_) {
-        complete.push(open_.begin()->second);
-        open_.erase(open_.begin());
-      }
-      fit = open_.try_emplace({capacity, opened_++}).first;
-    }
-    auto bin = open_.extract(fit);
-    bin.key().first -= lengths[i];
-    bin.mapped().push_back(items[i]);
-    if (bin.key().first == 0)
-      complete.push(bin.mapped());
-    else
-      open_.insert(std::move(bin));
+    by_age_.emplace_hint(by_age_.end(), added_, Text{items[i], lengths[i]});
+    by_length_.emplace(lengths[i], added_++);
+    tokens_ += lengths[i];
   }
-  return complete;
 }
 
-Packed Bins::open() const {
-  Packed bins;
-  for (const auto& [key, items] : open_) bins.push(items);
-  return bins;
-}
-
-std::pair<std::vector<int64_t>, std::vector<int64_t>> Bins::keys() const {
-  std::vector<int64_t> rooms, numbers;
-  for (const auto& [key, items] : open_) {
-    rooms.push_back(key.first);
-    numbers.push_back(key.second);
+std::vector<int64_t> Waiting::take(int64_t capacity, size_t texts, int64_t tokens) {
+  std::vector<int64_t> bin;
+  if (by_age_.size() < texts || tokens_ < tokens) return bin;
+  int64_t room = capacity;
+  while (!by_age_.empty() && by_age_.begin()->second.length <= room) room -= move(by_age_.begin(), bin);
+  if (bin.empty() && !by_age_.empty()) {
+    const Text& oldest = by_age_.begin()->second;
+    throw std::invalid_argument("item " + std::to_string(oldest.item) + " has " + std::to_string(oldest.length) +
+                                " tokens, more than a bin of " + std::to_string(capacity) + " holds");
   }
-  return {rooms, numbers};
+  for (;;) {
+    const auto beyond = by_length_.lower_bound({room + 1, 0});
+    if (beyond == by_length_.begin()) return bin;
+    const auto longest = by_length_.lower_bound({std::prev(beyond)->first, 0});
+    room -= move(by_age_.find(longest->second), bin);
+  }
 }
 
-void Bins::load(const int64_t* items, const int64_t* bounds, const int64_t* rooms, const int64_t* numbers, size_t count,
-                int64_t opened) {
-  open_.clear();
-  for (size_t i = 0; i < count; ++i) open_[{rooms[i], numbers[i]}].assign(items + bounds[i], items + bounds[i + 1]);
-  opened_ = opened;
+int64_t Waiting::move(ByAge::iterator text, std::vector<int64_t>& bin) {
+  const auto [number, held] = *text;
+  by_age_.erase(text);
+  by_length_.erase({held.length, number});
+  tokens_ -= held.length;
+  bin.push_back(held.item);
+  return held.length;
+}
+
+std::pair<std::vector<int64_t>, std::vector<int64_t>> Waiting::texts() const {
+  std::vector<int64_t> items, lengths;
+  for (const auto& [number, text] : by_age_) {
+    items.push_back(text.item);
+    lengths.push_back(text.length);
+  }
+  return {items, lengths};
 }
 
 }  // namespace modernbert_fast::host

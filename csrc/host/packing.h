@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -13,35 +14,30 @@ namespace modernbert_fast::host {
 /// still holds it, the lowest bin among equals, or to a new bin.
 std::vector<int64_t> best_fit(const int64_t* lengths, int64_t count, int64_t capacity);
 
-/// Bins end to end: bin i holds items[bounds[i]] to items[bounds[i + 1] - 1].
-struct Packed {
-  std::vector<int64_t> items, bounds = {0};
-  void push(const std::vector<int64_t>& bin);
-};
-
-/// At most `limit` bins that are open at a time, for a stream of texts: best fit, the fullest bin leaves for a new one.
-class Bins {
+/// Texts of a stream that wait for a bin.
+class Waiting {
  public:
-  explicit Bins(size_t limit) : limit_(limit) {}
+  void add(const int64_t* items, const int64_t* lengths, int64_t count);
 
-  /// Adds texts, each of 1 to capacity tokens, and returns the bins that became complete.
-  Packed add(const int64_t* items, const int64_t* lengths, int64_t count, int64_t capacity);
+  /// A bin: the oldest texts as long as the next one fits, then the longest that fits, the oldest among equals. Empty
+  /// when fewer than `texts` texts or `tokens` tokens wait. Throws std::invalid_argument when the oldest text is
+  /// longer.
+  std::vector<int64_t> take(int64_t capacity, size_t texts, int64_t tokens);
 
-  /// The open bins, the fullest first.
-  Packed open() const;
-
-  /// Room and number of each open bin, in the same order.
-  std::pair<std::vector<int64_t>, std::vector<int64_t>> keys() const;
-
-  void load(const int64_t* items, const int64_t* bounds, const int64_t* rooms, const int64_t* numbers, size_t count,
-            int64_t opened);
-  void clear() { open_.clear(); }
-  int64_t opened() const { return opened_; }
+  /// Items and lengths, oldest first.
+  std::pair<std::vector<int64_t>, std::vector<int64_t>> texts() const;
 
  private:
-  size_t limit_;
-  int64_t opened_ = 0;
-  std::map<std::pair<int64_t, int64_t>, std::vector<int64_t>> open_;  // (room, number) -> items
+  struct Text {
+    int64_t item, length;
+  };
+  using ByAge = std::map<int64_t, Text>;
+
+  int64_t move(ByAge::iterator text, std::vector<int64_t>& bin);
+
+  ByAge by_age_;                                     // by number
+  std::set<std::pair<int64_t, int64_t>> by_length_;  // (length, number)
+  int64_t tokens_ = 0, added_ = 0;
 };
 
 }  // namespace modernbert_fast::host

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -16,8 +15,7 @@ State = dict[str, NDArray[np.int64]]
 
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 FILLER_EPOCH = -1
-CHUNK = 256  # pieces that are packed at a time
-OPEN_PIECES = 4096  # about so many wait in open bins
+CHUNK = 256  # pieces that go to the packer at a time
 
 
 def pieces(lengths: ArrayLike, max_length: int) -> NDArray[np.int64]:
@@ -54,12 +52,12 @@ class PackedSampler:
 
     Args:
         piece_lengths: (M,) integers, tokens of each piece, special tokens included.
-        tokens_per_batch: the capacity of a micro-batch, or a function from the number of the batch (in the order in
-            which batches are begun, over all ranks) to it. It is asked again every 256 pieces.
+        tokens_per_batch: the capacity of a micro-batch, or a function from the number of the batch in the stream (0
+            first, over all ranks) to it.
         seed: of the order.
         rank, world: of this process, and how many there are.
         epochs: how often every piece comes; None is without end.
-        open_bins: batches that are filled at once; by default enough for 4,096 pieces, from 8 to 256.
+        lookahead: pieces that a batch is chosen from: more of them waste less room.
 
     Raises:
         ValueError: when there is no piece, one is longer than a batch, or a number is out of its range.
@@ -74,12 +72,14 @@ class PackedSampler:
         rank: int = 0,
         world: int = 1,
         epochs: int | None = None,
-        open_bins: int | None = None,
+        lookahead: int = 2048,
     ) -> None:
         self._lengths = check_lengths(piece_lengths)
         self._capacity_of = tokens_per_batch if callable(tokens_per_batch) else lambda number: tokens_per_batch
         if not self._lengths.size:
             raise ValueError("no pieces to sample from")
+        if not self._lengths.all():
+            raise ValueError(f"piece {int(self._lengths.argmin())} has no tokens")
         if not 0 <= rank < world:
             raise ValueError(f"rank must be from 0 to world - 1 ({world - 1}), got {rank}")
         if seed < 0 or (epochs is not None and epochs < 1):
@@ -87,14 +87,11 @@ class PackedSampler:
         capacity, longest = self._capacity_of(0), int(self._lengths.argmax())
         if self._lengths[longest] > capacity:
             raise ValueError(f"piece {longest} has {self._lengths[longest]} tokens, a batch has room for {capacity}")
-        if open_bins is None:
-            open_bins = int(np.clip(OPEN_PIECES * self._lengths.mean() / capacity, 8, 256))
         self.seed, self.rank, self.world, self.epochs = seed, rank, world, epochs
         self._fingerprint = np.array([self._lengths.size, seed, zlib.crc32(self._lengths.data)])
         self._order: tuple[int, NDArray] = (-1, np.empty(0, np.int64))
-        self._packer = Packer(open_bins)
-        self._epoch = self._position = 0
-        self._begin()
+        self._packer = Packer(lookahead)
+        self._batches = self._epoch = self._position = 0
 
     def __iter__(self) -> Iterator[list[Item]]:
         """The batches of this rank, from where the sampler is on: lists of (piece, epoch)."""
@@ -107,75 +104,45 @@ class PackedSampler:
 
     def state_dict(self) -> State:
         """Where the stream is, as plain arrays; the same on every rank, and good for another number of ranks."""
-        return {**self._anchor, "taken": np.array(self._taken)}
+        place = np.array([self._batches, self._epoch, self._position])
+        return {**self._packer.state_dict(), "place": place, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Goes on from there.
 
         Raises:
-            ValueError: when the state is of other pieces, another seed or other batches, or is damaged.
+            ValueError: when the state is of other pieces or another seed, is beyond the epochs, or is damaged.
         """
-        names = ("fingerprint", "epoch", "position", "capacity", "taken")
-        if missing := [name for name in names if name not in state]:
+        if missing := [name for name in ("fingerprint", "place") if name not in state]:
             raise ValueError(f"not the state of a sampler: no {missing[0]!r}")
         if not np.array_equal(state["fingerprint"], self._fingerprint):
             raise ValueError("the state is of other pieces or of another seed")
-        epoch, position, capacity, taken = (int(np.asarray(state[name]).item()) for name in names[1:])
-        ended = epoch == self.epochs
-        if min(epoch, position, taken) < 0 or position >= self._lengths.size or (ended and position):
-            raise ValueError("not the state of a sampler: it stands nowhere")
-        if self.epochs is not None and epoch > self.epochs:
-            raise ValueError(f"the state is beyond the {self.epochs} epochs of this sampler")
-        packer = Packer(self._packer.open_bins)
+        place = np.asarray(state["place"])
+        if place.dtype != np.int64 or place.shape != (3,) or place.min() < 0 or place[2] >= self._lengths.size:
+            raise ValueError(f"not the state of a sampler: it stands at {place}")
+        batches, epoch, position = place.tolist()
+        if self.epochs is not None and (epoch, position) > (self.epochs, 0):
+            raise ValueError(f"the state is in epoch {epoch}, beyond the {self.epochs} of this sampler")
+        packer = Packer(self._packer.lookahead)
         packer.load_state_dict(state)
-        expected = 0 if ended else self._capacity_of(packer.opened)
-        if capacity != expected:
-            raise ValueError(f"the state is of batches of {capacity} tokens, this sampler's have {expected}")
-        self._packer, self._epoch, self._position = packer, epoch, position
-        self._begin()
-        for _ in range(taken):
-            if self._draw() is None:
-                raise ValueError("not the state of a sampler: more batches taken than there are")
-
-    def _begin(self) -> None:
-        self._ready: deque[NDArray[np.int64]] = deque()
-        self._flushed = False
-        self._set_anchor()
-
-    def _set_anchor(self) -> None:
-        """A state is this one, and how many batches were drawn since: what is saved stays small and cheap."""
-        ended = self._epoch == self.epochs
-        self._capacity = 0 if ended else self._capacity_of(self._packer.opened)
-        numbers = {"epoch": self._epoch, "position": self._position, "capacity": self._capacity}
-        self._anchor = {
-            **self._packer.state_dict(),
-            "fingerprint": self._fingerprint,
-            **{name: np.array(number) for name, number in numbers.items()},
-        }
-        self._taken = 0
+        items, lengths = np.asarray(state["items"]), np.asarray(state["lengths"])
+        if items.size and (items.min() < 0 or (self._lengths[items % self._lengths.size] != lengths).any()):
+            raise ValueError("not the state of a sampler: pieces that wait have other lengths")
+        self._packer, self._batches, self._epoch, self._position = packer, batches, epoch, position
 
     def _draw(self) -> NDArray[np.int64] | None:
         """The next batch of the stream, (n,) epoch * M + piece; None at the end."""
-        while not self._ready:
-            if self._flushed:
+        capacity = self._capacity_of(self._batches)
+        while (batch := self._packer.take(capacity, last=self._epoch == self.epochs)) is None:
+            if self._epoch == self.epochs:
                 return None
-            self._pack()
-        self._taken += 1
-        return self._ready.popleft()
-
-    def _pack(self) -> None:
-        """Packs the next chunk of an epoch, or what is left after the last."""
-        self._set_anchor()
-        if self._epoch == self.epochs:
-            self._ready.extend(self._packer.flush())
-            self._flushed = True
-            return
-        chunk = self._order_of(self._epoch)[self._position : self._position + CHUNK].astype(np.int64)
-        items = self._epoch * self._lengths.size + chunk
-        self._ready.extend(self._packer.add(items, self._lengths[chunk], self._capacity))
-        self._position += CHUNK
-        if self._position >= self._lengths.size:
-            self._epoch, self._position = self._epoch + 1, 0
+            chunk = self._order_of(self._epoch)[self._position : self._position + CHUNK].astype(np.int64)
+            self._packer.add(self._epoch * self._lengths.size + chunk, self._lengths[chunk])
+            self._position += CHUNK
+            if self._position >= self._lengths.size:
+                self._epoch, self._position = self._epoch + 1, 0
+        self._batches += 1
+        return batch
 
     def _order_of(self, epoch: int) -> NDArray:
         """(M,) pieces. Sorted raw draws: unlike its permutations, they are the same in every NumPy."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modernbert_fast import durable
 from modernbert_fast.training.sentences import sentence_starts
 from modernbert_fast.training.token_store import (
     FORMAT,
@@ -58,7 +60,7 @@ def build_store(
     Raises:
         ValueError: when a document is not valid Unicode, there is none, the tokenizer does not fit, or a number is out
             of its range.
-        OSError: when files cannot be written; FileExistsError when the folder is not empty.
+        OSError: when files cannot be written or a worker dies; FileExistsError when the folder is not empty.
     """
     from transformers import AutoTokenizer
 
@@ -73,6 +75,7 @@ def build_store(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed and had this number
     unfinished.mkdir(parents=True)
     try:
         tokenizer.save_pretrained(unfinished / TOKENIZER)
@@ -91,8 +94,9 @@ def build_store(
         }
         if not manifest["shards"]:
             raise ValueError(f"no document with a token among {writer.skipped}")
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        durable.write_json(unfinished / MANIFEST, manifest)
         unfinished.replace(folder)
+        durable.sync_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenStore(folder)
@@ -146,8 +150,10 @@ def _tokenised(documents: Iterable[str], definition: str, with_sentences: bool, 
     if not workers:
         yield from map(_Tokenizer(definition, with_sentences), _chunks(documents))
         return
-    # Not forked: threads of torch and of the tokenizer would not survive it.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (definition, with_sentences))
+    # Not forked from here: threads of torch and of the tokenizer would not survive it. The server imports once for all.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (definition, with_sentences))
     try:
         waiting: deque[Future[_Chunk]] = deque()
         for texts in _chunks(documents):
@@ -156,6 +162,8 @@ def _tokenised(documents: Iterable[str], definition: str, with_sentences: bool, 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise OSError("a process that tokenises has died; perhaps memory ran out") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -225,7 +233,8 @@ class _Writer:
         }
         for name, array in arrays.items():
             if name != "sentences" or self.with_sentences:
-                np.save(shard_path(self.folder, len(self.shards), name), array, allow_pickle=False)
+                save = functools.partial(np.save, arr=array, allow_pickle=False)
+                durable.write_file(shard_path(self.folder, len(self.shards), name), save)
         self.shards.append(
             {"documents": arrays["documents"].size - 1, "tokens": self.tokens, "sentences": arrays["sentences"].size}
         )

@@ -157,13 +157,14 @@ def _manifest(path: Path) -> dict[str, Any]:
         for value in untrusted.sequence("special_ids", manifest.get("special_ids")):
             untrusted.integer("special_ids", value, 0, vocab_size - 1)
         untrusted.integer("skipped", manifest.get("skipped"), 0, 2**62)
-        untrusted.integer("sentences", int(manifest["sentences"]), 0, 1)
+        if not isinstance(manifest.get("sentences"), bool):
+            untrusted.refuse("sentences", "true or false", manifest.get("sentences"))
         shards = untrusted.sequence("shards", manifest.get("shards"))
         if not shards:
             untrusted.refuse("shards", "at least one", shards)
         for shard in shards:
             for key in ("documents", "tokens", "sentences"):
                 untrusted.integer(key, untrusted.mapping("shards", shard).get(key), key != "sentences", 2**32 - 1)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return manifest
