@@ -36,12 +36,21 @@ def run(args: argparse.Namespace) -> int:
     for module in ("transformers", "accelerate", "scipy", "sklearn"):
         require(module, "train")
     try:
-        record = json.loads((args.model / "finetune.json").read_text())
+        record = _record(args.model / "finetune.json")
         return _benchmark(args, record) if "benchmark" in record else _custom(args, record)
-    except FileNotFoundError as error:
-        raise CommandError(f"{error.filename} is not there (evaluate takes a folder that finetune made)") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CommandError(f"{error}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """What finetune says of the model."""
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{file} cannot be read; evaluate takes a folder that finetune made ({error})") from error
+    if not isinstance(record, dict) or not {"max_length"} < record.keys() & {"max_length", "benchmark", "layout"}:
+        raise CommandError(f"{file} is no record of finetune")
+    return record
 
 
 def _benchmark(args: argparse.Namespace, record: dict[str, Any]) -> int:

@@ -82,7 +82,6 @@ class FineTuner(transformers.Trainer):
             callbacks=list(callbacks),
         )
         self.model_accepts_loss_kwargs = False
-        self.remove_callback(transformers.PrinterCallback)
 
     def features(self, examples: Examples) -> list[Feature]:
         """What the collator takes; says how many texts the limit may have cut."""
@@ -153,7 +152,7 @@ def load_model(task: Task, folder: str | Path, lora: int = 0) -> Any:
     config.problem_type = {"texts": "single_label_classification" if task.labels else "regression"}.get(task.kind)
     model = kind.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     if not known:
-        torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)
+        torch.nn.init.normal_(model.classifier.weight, std=config.hidden_size**-0.5)  # as transformers draws a new one
         torch.nn.init.zeros_(model.classifier.bias)
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -189,12 +188,14 @@ def finetune(
         seed: of the new head, the order of the examples and dropout.
 
     Raises:
-        OSError, ValueError: the checkpoint cannot be loaded.
+        OSError, ValueError: the checkpoint cannot be loaded, or a batch not divided into so many micro-batches.
     """
+    if recipe.batch_size % settings.accumulate:
+        raise ValueError(f"a batch of {recipe.batch_size} does not divide into {settings.accumulate} micro-batches")
     transformers.set_seed(seed)
     model = load_model(task, checkpoint, settings.lora)
     checkpoints = folder / "checkpoints"
-    micro = max(1, recipe.batch_size // settings.accumulate)
+    micro = recipe.batch_size // settings.accumulate
     batches = math.ceil(len(train) / (micro * int(os.environ.get("WORLD_SIZE", 1))))
     steps = math.ceil(batches / settings.accumulate) * recipe.epochs
     every = max(1, round(steps / settings.evaluations))

@@ -14,7 +14,7 @@ from modernbert_fast.training import custom, kinds
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 
-from modernbert_fast.training.finetuning import load_tokenizer  # noqa: E402
+from modernbert_fast.training.finetuning import load_model, load_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
@@ -153,6 +153,27 @@ def test_adapters_are_merged(tiny_checkpoint, tmp_path):
     assert model.model.state_dict()[table].equal(start.state_dict()[table])  # which has no adapter
 
 
+def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint, tmp_path):
+    """and draws another for other labels, though of as many."""
+    tune("classification", tiny_checkpoint, tmp_path, "--epochs", "1")
+    task = custom.make_task(custom.LAYOUTS["classification"], ("bad", "fair", "good"))
+    other = custom.make_task(custom.LAYOUTS["classification"], ("one", "three", "two"))
+    first, second, third = (
+        load_model(task, folder).classifier.weight
+        for task, folder in ((task, tmp_path / "out"), (task, tmp_path / "out"), (other, tmp_path / "out"))
+    )
+    assert first.equal(second) and not first.equal(third)
+    dev, output = tmp_path / "unlabelled.jsonl", tmp_path / "predictions.jsonl"
+    planted.write_jsonl(dev, [{"text": "is this good"}, {"text": "or bad"}])
+    evaluate = ["evaluate", str(tmp_path / "out"), str(dev), *CPU]
+    assert cli.main([*evaluate, "--no-labels", "--output", str(output)]) == 0
+    for line in output.read_text().splitlines():
+        row = json.loads(line)
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+    assert cli.main(evaluate) == 2
+
+
 def test_seeds_and_early_stopping(tiny_checkpoint, tmp_path, capsys):
     train, dev, _ = files(tmp_path, "classification")
     given = ["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--train", train, "--eval", dev]
@@ -225,7 +246,10 @@ def test_a_class_that_training_never_saw_is_named(tmp_path, tiny_checkpoint, cap
         (["finetune", "tokens", "--train", "absent.jsonl"], "absent.jsonl"),
         (["finetune", "tokens", "--train", "words.pdf"], "cannot read .pdf"),
         (["finetune", "glue", "--data", "absent", "--tasks", "RTE"], "absent/RTE/train.tsv"),
-        (["evaluate", "absent", "file.csv"], "finetune.json is not there"),
+        (
+            ["evaluate", "absent", "file.csv"],
+            "finetune.json cannot be read; evaluate takes a folder that finetune made",
+        ),
     ],
 )
 def test_what_is_missing_is_named(args, complaint, tmp_path, tiny_checkpoint, capsys):
