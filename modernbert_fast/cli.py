@@ -1,4 +1,4 @@
-"""The command line: modernbert-fast info | check | bench | encode | demo; each is a file in commands/."""
+"""The command line: modernbert-fast COMMAND; each command is a file in commands/."""
 
 import argparse
 import importlib
