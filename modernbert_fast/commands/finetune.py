@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from modernbert_fast.commands import CommandError, require
 from modernbert_fast.commands.models import (
     add_device_arguments,
@@ -207,7 +209,7 @@ def settings_of(args: argparse.Namespace) -> Any:
     if device.index is not None:
         raise CommandError(f"--device {device}: choose one of several GPUs with CUDA_VISIBLE_DEVICES")
     names = {field.name for field in dataclasses.fields(Settings)}
-    return Settings(**{k: v for k, v in vars(args).items() if k in names}, cpu=device.type == "cpu")
+    return Settings(**{k: v for k, v in vars(args).items() if k in names}, cpu=device == torch.device("cpu"))
 
 
 def reporter(args: argparse.Namespace) -> Callable[[str], None] | None:
