@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_benchmark(parser: argparse.ArgumentParser, benchmark: ModuleType) -> None:
-    where = " or hf:NAME, such as hf:nyu-mll/glue" if benchmark is glue else ""
-    parser.add_argument("--data", required=True, help=f"folder with a folder a task, as published{where}")
+    name = "nyu-mll/glue" if benchmark is glue else "aps/super_glue"
+    parser.add_argument("--data", required=True, help=f"folder with a folder a task, as published; or hf:{name}")
     parser.add_argument(
         "--tasks", nargs="+", choices=benchmark.TASKS, default=list(benchmark.TASKS), help="default: all"
     )

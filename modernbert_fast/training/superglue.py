@@ -1,4 +1,4 @@
-"""SuperGLUE: its tasks in the jsonl files they are published in, recipes, submission files."""
+"""SuperGLUE: its tasks in their published jsonl files or Hugging Face's copy, recipes, submission files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from modernbert_fast.durable import write_file
-from modernbert_fast.training import metrics
+from modernbert_fast.training import metrics, superglue_hub
+from modernbert_fast.training.documents import HUB
 from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
 from modernbert_fast.training.tasks import ACCURACY, Benchmark, Example, Examples, Recipe, best, by_label
 
@@ -41,7 +42,7 @@ def read(task: SuperGlueTask, data: str, split: str, malformed: Malformed = None
     """The examples of a split, in order; those of a test set have no label.
 
     Args:
-        data: folder that holds a folder a task.
+        data: folder that holds a folder a task, or hf:NAME of the dataset, such as hf:aps/super_glue.
         split: "train", "dev" or a value of task.tests.
         malformed: see read_rows; rows of a test set are never skipped.
 
@@ -50,9 +51,15 @@ def read(task: SuperGlueTask, data: str, split: str, malformed: Malformed = None
         OSError: no such file.
     """
     test = split in task.tests.values()
+    malformed = None if test else malformed
+    if data.startswith(HUB):
+        source = superglue_hub.source(data, task.name, split)
+        return read_rows(
+            source, lambda row: task.build(superglue_hub.published(task.name, row), test), malformed=malformed
+        )
     name = SPLITS.get(split)
     path = Path(data) / task.name / f"{name}.jsonl" if name else Path(data) / split / f"{split}.jsonl"
-    return read_rows(path, partial(task.build, test=test), malformed=None if test else malformed)
+    return read_rows(path, partial(task.build, test=test), malformed=malformed)
 
 
 def write_submission(task: SuperGlueTask, path: Path, examples: Examples, outputs: Sequence[Any]) -> None:

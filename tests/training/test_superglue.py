@@ -161,3 +161,69 @@ def test_a_malformed_row_is_named_and_nothing_else_is_lost(data, tmp_path, what)
     said = []
     assert superglue.read(superglue.TASKS[name], str(tmp_path), "train", said.append) == original
     assert said == [str(error.value)]
+
+
+HUB_LABELS = {
+    "BoolQ": ["False", "True"],
+    "CB": ["entailment", "contradiction", "neutral"],
+    "COPA": ["choice1", "choice2"],
+    "MultiRC": ["False", "True"],
+    "ReCoRD": None,
+    "RTE": ["entailment", "not_entailment"],
+    "WiC": ["False", "True"],
+    "WSC": ["False", "True"],
+}
+
+
+def hub_rows(name, row):
+    """A published row as the hub has it: lists laid flat, classes by number."""
+    if name == "WSC":
+        return [{"text": row["text"], **row["target"], "idx": row["idx"], "label": int(row["label"])}]
+    passage, number = row.get("passage"), row["idx"]
+    if name == "MultiRC":
+        return [
+            {
+                "paragraph": passage["text"],
+                "question": question["question"],
+                "answer": answer["text"],
+                "idx": {"paragraph": number, "question": question["idx"], "answer": answer["idx"]},
+                "label": answer["label"],
+            }
+            for question in passage["questions"]
+            for answer in question["answers"]
+        ]
+    if name == "ReCoRD":
+        text = passage["text"]
+        names = [text[entity["start"] : entity["end"] + 1] for entity in passage["entities"]]
+        return [
+            {
+                "passage": text,
+                "query": asked["query"],
+                "entities": names,
+                "answers": [answer["text"] for answer in asked["answers"]],
+                "idx": {"passage": number, "query": asked["idx"]},
+            }
+            for asked in row["qas"]
+        ]
+    labels = HUB_LABELS[name]
+    label = row["label"] if name == "COPA" else labels.index(str(row["label"]))
+    return [{**row, "label": label}]
+
+
+@pytest.mark.parametrize("name", planted.SUPERGLUE)
+def test_from_a_dataset_of_hugging_face(name, data, monkeypatch):
+    """Its rows become the examples of the published files."""
+    datasets = pytest.importorskip("datasets")
+    rows = [flat for row in planted.superglue_rows(name, "dev") for flat in hub_rows(name, row)]
+    asked = []
+
+    def load(*path, split):
+        asked.append((*path, split))
+        table = datasets.Dataset.from_list(rows)
+        labels = HUB_LABELS[name]
+        return table.cast_column("label", datasets.ClassLabel(names=labels)) if labels else table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = superglue.TASKS[name]
+    assert superglue.read(task, "hf:aps/super_glue", "dev") == superglue.read(task, str(data), "dev")
+    assert asked == [("aps/super_glue", {"WSC": "wsc.fixed"}.get(name, name.lower()), "validation")]
