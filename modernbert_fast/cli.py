@@ -10,7 +10,7 @@ from modernbert_fast import __version__, library
 from modernbert_fast.commands import CommandError
 from modernbert_fast.dispatch import NoBackend
 
-COMMANDS = ("info", "check", "bench", "encode", "demo", "finetune", "evaluate")
+COMMANDS = ("info", "check", "bench", "encode", "index", "finetune", "evaluate", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
