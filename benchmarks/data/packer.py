@@ -1,4 +1,4 @@
-"""How full the streaming packer makes its bins, and how fast, on one core.
+"""How full the streaming packer makes its bins, and how fast, by the time of one core.
 
 python benchmarks/run.py data/packer --pieces 400000 --capacities 512,1024,8192
 
@@ -42,25 +42,25 @@ def mixes(capacity: int, count: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def stream(lengths: np.ndarray, capacity: int) -> tuple[float, float]:
-    """Efficiency of the bins, but for the last texts, and seconds for all pieces."""
+    """Efficiency of the bins, but for the last texts, and seconds of the processor for all pieces."""
     packer, items = Packer(), np.arange(lengths.size)
     bins: list[np.ndarray] = []
-    start = time.perf_counter()
+    start = time.process_time()
     for first in range(0, lengths.size, CHUNK):
         packer.add(items[first : first + CHUNK], lengths[first : first + CHUNK])
         while (bin := packer.take(capacity)) is not None:
             bins.append(bin)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return lengths[np.concatenate(bins)].sum() / (len(bins) * capacity), seconds
 
 
 def sample(lengths: np.ndarray, capacity: int) -> float:
-    """Seconds for one epoch of a PackedSampler: shuffled, packed, a state kept for every batch."""
-    start = time.perf_counter()
+    """Seconds of the processor for one epoch of a PackedSampler: shuffled, packed, a state kept for every batch."""
+    start = time.process_time()
     sampler = PackedSampler(lengths, capacity, epochs=1)
     for _ in sampler:
         sampler.state_dict()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(name: str, lengths: np.ndarray, capacity: int) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The streaming packer: full bins in a fair order, the same in C++ and Python, however fed and from any state."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -100,6 +103,16 @@ def test_compiled_and_python_agree(seed, monkeypatch):
     compiled = pack(lengths, capacity, 50)
     monkeypatch.setattr(packing, "_host", None)
     assert pack(lengths, capacity, 50) == compiled
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch, keep_threads):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    from data import packer
+
+    packer.main(["--pieces", "4000", "--capacities", "1024", "--output", str(tmp_path)])  # it raises below its limits
+    records = json.loads((tmp_path / "packer.json").read_text())["records"]
+    assert [record["mix"] for record in records] == ["web", "passages", "sentences", "uniform", "hard"]
+    assert all(record["efficiency"] <= 1 and record["tokens_s"] > record["tokens_s_sampler"] > 0 for record in records)
 
 
 @pytest.mark.parametrize("compiled", [True, False])

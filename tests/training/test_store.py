@@ -74,6 +74,8 @@ def test_sentences_are_the_splitters(built):
         bounds = [*sentence_starts(document), len(document)]
         expected = [document[a:b].strip() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
         assert parts == expected
+        firsts = [tokenizer.decode([token]) for token in built.tokens(number)[starts[1:]]]
+        assert all(first.strip() for first in firsts)  # white space alone belongs to the sentence before
         several += len(parts) > 3
     assert several > 5 and starts.tolist() == [0]
 
