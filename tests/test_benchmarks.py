@@ -10,6 +10,7 @@ import torch
 
 from modernbert_fast.commands.models import load_pair
 from modernbert_fast.commands.workloads import Workload
+from modernbert_fast.config import EncoderConfig
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("keep_threads")
@@ -71,6 +72,37 @@ def test_memory(options: list[str], tmp_path: Path) -> None:
     memory.main([*options, "--lengths", "32", "--stock-up-to", "0"])
     (record,) = json.loads((tmp_path / "memory-float32.json").read_text())["records"]
     assert (record["arm"], record["tokens"]) == ("modernbert_fast", 32) and set(record) >= {"first", "kept", "second"}
+
+
+def test_memory_of_the_masked_lm_loss() -> None:
+    from models import mlm_memory
+
+    config = EncoderConfig(vocab_size=5000, hidden_size=64, intermediate_size=64, num_attention_heads=1, pad_token_id=0)
+    record = mlm_memory.measure(config, 300, 0.3, torch.float32)
+    head, decoder = 64 * 64 + 64, 5000 * 64 + 5000
+    assert record["gradients"] == 4 * (300 * 64 + head + decoder) and record["stock"] == 4 * 300 * 5000
+    assert 60 < record["labelled"] < 120 and set(record) >= set(mlm_memory.COLUMNS)
+
+
+def test_training_curves_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty steps; the benchmark takes three hundred of a model of four layers."""
+    from models import training
+
+    monkeypatch.setitem(training.SIZES, "curve", (64, 96, 512))
+    torch.set_num_threads(1)
+    found = training.curves(layers=2, steps=30, texts=4, longest=32, rate=2e-3)
+    assert [len(curve) for curve in found.values()] == [30, 30, 30]
+    assert sum(found[training.FAST][-5:]) < sum(found[training.FAST][:5]) - 1
+    assert 0 < training.apart(found, training.FAST) <= 1e-4
+
+
+def test_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from models import training
+
+    monkeypatch.setitem(training.SIZES, "speed", (64, 96, 512))
+    results = training.speed(layers=1, rounds=1, texts=2, vocabulary=512)
+    assert [result["workload"] for result in results] == ["one length", "mixed lengths"]
+    assert all(set(result["seconds"]) == {training.STOCK, training.SPARSE, training.FAST} for result in results)
 
 
 def test_breakdown_adds_up(pair: tuple) -> None:

@@ -70,7 +70,9 @@ def measure(sizes: Sizes, lengths: tuple[int, ...]) -> dict[str, Any]:
     return {"rows": model_rows(taken, tokens, STOCK), "missing": missing}
 
 
-def check(stock: Any, fast: Any, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+def check(
+    stock: Any, fast: Any, inputs: dict[str, torch.Tensor], what: tuple[str, ...] = ("loss", "gradients")
+) -> dict[str, float]:
     """The error rule for the loss and for all gradients as one vector.
 
     Raises:
@@ -84,7 +86,8 @@ def check(stock: Any, fast: Any, inputs: dict[str, torch.Tensor]) -> dict[str, f
         "gradients of stock": _distance(grads, wide),
     }
     eps = torch.finfo(next(stock.parameters()).dtype).eps
-    for name, size in (("loss", abs(truth)), ("gradients", _distance(wide, {}))):
+    for name in what:
+        size = abs(truth) if name == "loss" else _distance(wide, {})
         limit = 2 * errors[f"{name} of stock"] + eps / 2 * size
         assert errors[name] <= limit, f"{name}: error {errors[name]:.3g} is beyond {limit:.3g}"
     return errors

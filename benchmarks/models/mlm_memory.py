@@ -24,7 +24,7 @@ from typing import Any
 import harness
 import torch
 
-from modernbert_fast import heads, timing
+from modernbert_fast import durable, heads, timing
 from modernbert_fast.commands.models import positive
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.model import ModernBertWithHead
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         sizes = " ".join(f"{record[name] / 1e6:>11.1f}" for name in COLUMNS)
         print(f"{dtype:<10} {record['labelled']:>8} {sizes}", flush=True)
     path = (args.output or harness.FOLDER / "results" / harness.machine()) / "mlm-memory.json"
-    timing.write_json(path, {"tokens": args.tokens, "preset": args.preset, "machine": facts, "records": records})
+    durable.write_json(path, {"tokens": args.tokens, "preset": args.preset, "machine": facts, "records": records})
     print(path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modernbert_fast.training.sampler import Item
-from modernbert_fast.training.store import TokenStore
+from modernbert_fast.training.token_store import TokenStore
 
 SPECIAL_TOKENS = 3  # [CLS] and two [SEP]
 NEXT, PREVIOUS, RANDOM = range(3)

@@ -96,8 +96,8 @@ from modernbert_fast.config import EncoderConfig
 from modernbert_fast.model import ModernBertWithHead
 torch.set_num_threads(1)
 T, V, C = 4096, 20_000, 64
-sizes = dict(hidden_size=C, vocab_size=V, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, pad_token_id=0)
-model = ModernBertWithHead(EncoderConfig(**sizes), "ModernBertForMaskedLM")
+sizes = dict(hidden_size=C, vocab_size=V, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+model = ModernBertWithHead(EncoderConfig(**sizes, pad_token_id=0), "ModernBertForMaskedLM")
 hidden = torch.randn(T, C).requires_grad_()
 labels = torch.where(torch.rand(T) < 0.3, torch.randint(V, (T,)), -100)
 def fused(n):

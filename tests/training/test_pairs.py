@@ -2,10 +2,18 @@
 
 import pickle
 
+import hf_models as hf
 import numpy as np
 import pytest
+import torch
 
+import modernbert_fast as mf
+from modernbert_fast.training.loader import PackedLoader
+from modernbert_fast.training.masking import MaskedLMCollator
 from modernbert_fast.training.pairs import PairDataset, pair_pieces
+from modernbert_fast.training.sampler import PackedSampler
+from modernbert_fast.training.store import build_store
+from modernbert_fast.training.tokenizer import save_tokenizer, train_tokenizer
 
 CLS, SEP = 900_001, 900_002
 
@@ -122,3 +130,27 @@ def test_what_cannot_give_pairs_raises(store):
     with pytest.raises(ValueError, match="not a piece of pair_pieces"):
         PairDataset(store, np.array([[0, 0, 1]]))[0, 0]
     assert len(PairDataset(store, pieces)[0, 0]["input_ids"]) == PairDataset(store, pieces).lengths[0]
+
+
+def test_from_documents_to_gradients(tmp_path, one_thread):
+    """Every pair of a store, once an epoch, through the loader into a model; batches hold what the sampler counted."""
+    words = [f"Sentence {number} of document {document} ends here." for document in range(9) for number in range(5)]
+    texts = [" ".join(words[5 * document :][:5]) for document in range(9)]
+    save_tokenizer(train_tokenizer(texts, vocab_size=300), tmp_path / "tokenizer")
+    store = build_store(texts, tmp_path / "tokenizer", tmp_path / "store")
+    pieces = pair_pieces(store, 64)
+    dataset = PairDataset(store, pieces, ways=3)
+    sampler = PackedSampler(dataset.lengths, 256, epochs=1)
+    config = hf.tiny_config(vocab_size=store.vocab_size, sentence_order_labels=3)
+    model = mf.accelerate(hf.build(hf.PRETRAINING, config), strict=True, loss_only=True).train()
+    counts = []
+    for batch in PackedLoader(dataset, sampler, MaskedLMCollator.from_store(store)):
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        assert len(batch["sentence_order_label"]) == len(output.sop_logits) == len(batch["cu_seq_lens_q"]) - 1
+        assert (batch["input_ids"][0, batch["cu_seq_lens_q"][:-1].long()] == store.cls_id).all()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        counts.append((len(output.sop_logits), batch["input_ids"].numel()))
+    texts, tokens = torch.tensor(counts).T
+    assert texts.sum() == len(pieces) and tokens.sum() == dataset.lengths.sum() and tokens.max() <= 256
