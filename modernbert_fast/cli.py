@@ -10,11 +10,7 @@ from modernbert_fast import __version__, library
 from modernbert_fast.commands import CommandError
 from modernbert_fast.dispatch import NoBackend
 
-<<<<<<< HEAD
-COMMANDS = ("info", "check", "bench", "encode", "index", "pretrain", "demo")
-=======
-COMMANDS = ("info", "check", "bench", "encode", "index", "finetune", "evaluate", "demo")
->>>>>>> objectives
+COMMANDS = ("info", "check", "bench", "encode", "index", "pretrain", "finetune", "evaluate", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
