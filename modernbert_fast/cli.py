@@ -1,4 +1,4 @@
-"""The command line: modernbert-fast info | check | bench | encode | demo; each is a file in commands/."""
+"""The command line: modernbert-fast COMMAND; each command is a file in commands/."""
 
 import argparse
 import importlib
@@ -10,7 +10,7 @@ from modernbert_fast import __version__, library
 from modernbert_fast.commands import CommandError
 from modernbert_fast.dispatch import NoBackend
 
-COMMANDS = ("info", "check", "bench", "encode", "pretrain", "demo")
+COMMANDS = ("info", "check", "bench", "encode", "index", "pretrain", "finetune", "evaluate", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -151,7 +151,7 @@ class ModernBertForTokenClassification(_Head, stock.ModernBertForTokenClassifica
 
 
 class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering):
-    """Every token meets the head; the loss is over real tokens only."""
+    """Every token meets the head; the loss is over real tokens only. Flattened texts count spans from their starts."""
 
     @can_return_tuple
     def forward(
@@ -171,18 +171,28 @@ class ModernBertForQuestionAnswering(_Head, stock.ModernBertForQuestionAnswering
         start, end = (column.squeeze(-1).contiguous() for column in out.batch.pad(scores).split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:
-            if out.batch.num_texts != start.shape[0]:
-                raise NotImplementedError("spans of flattened texts: compute the loss from the logits")
-            nowhere = ~out.batch.pad(torch.ones_like(scores[:, 0], dtype=torch.bool))
-            first, last = (logits.masked_fill(nowhere, float("-inf")) for logits in (start, end))
+            first, last = _texts_apart(scores, out.batch, start_positions)
             loss = heads.span_loss(first, last, start_positions, end_positions)
         return QuestionAnsweringModelOutput(
             loss=loss, start_logits=start, end_logits=end, hidden_states=out.hidden_states
         )
 
 
+def _texts_apart(scores: torch.Tensor, batch: PackedBatch, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Scores (T, K) as K grids of a row a text, (B, S) as padded or by lengths if flattened, -inf where no token is."""
+    if positions.numel() != batch.num_texts:
+        raise ValueError(f"{positions.numel()} spans for {batch.num_texts} texts")
+    if batch.num_texts == batch.shape[0]:
+        tokens = batch.pad(torch.ones_like(scores[:, 0], dtype=torch.bool))
+    else:
+        lengths = batch.cu_seqlens.diff()
+        tokens = torch.arange(batch.max_seqlen, device=lengths.device) < lengths[:, None]
+    nothing = scores.new_full(tokens.shape, float("-inf"))
+    return tuple(nothing.masked_scatter(tokens, column) for column in scores.unbind(1))
+
+
 class ModernBertForMultipleChoice(_Head, stock.ModernBertForMultipleChoice):
-    """Choices are texts of the packed batch; one row of each meets the head."""
+    """Choices are texts of the packed batch; one row of each meets the head. Flattened ones need `num_choices`."""
 
     def flat(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """(B, choices, S, ...) -> (B * choices, S, ...)."""
@@ -190,7 +200,9 @@ class ModernBertForMultipleChoice(_Head, stock.ModernBertForMultipleChoice):
         return {name: None if value is None else value.flatten(0, axes.get(name, 1)) for name, value in inputs.items()}
 
     def finish(self, out: PackedOutput, inputs: dict[str, Any], labels: Any, kwargs: dict[str, Any]) -> Any:
-        choices = (inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]).shape[1]
+        choices = kwargs.get("num_choices")
+        if choices is None:
+            choices = (inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]).shape[1]
         scores = heads.pooled_logits(self, out.rows, out.batch, self.config.classifier_pooling)
         logits = scores.view(scores.shape[0] // choices, choices)
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)

@@ -4,7 +4,8 @@ python benchmarks/run.py models/training --steps 300 --rounds 5
 
 Curves: two models with the same weights see the same texts of Python's manual under the same masks, padded, in fp32.
 Beside them goes transformers with its other attention (eager), which differs from its sdpa by rounding alone: how far
-two curves part that are equally right. Steps: forward, backward and AdamW, on texts of one length and of mixed lengths, by the medians of ratios round by round.
+two curves part that are equally right. Steps: forward, backward and AdamW, on texts of one length and of mixed lengths;
+ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def main(argv: list[str]) -> None:
             print(f"{result['workload']}, {result['tokens']} tokens, {result['padding']:.0%} padding; as fast as")
             for name, times in result["times"].items():
                 print(f"  {name:<38} {times:.2f} times", flush=True)
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "training-float32.json"
+    folder = args.output or harness.FOLDER / "results" / harness.machine()
+    path = folder / f"training-{args.only or 'all'}-float32.json"
     durable.write_json(path, {"options": {"layers": args.layers, "steps": args.steps, "texts": args.texts}, **record})
     print(path)

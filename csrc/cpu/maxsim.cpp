@@ -19,9 +19,10 @@ constexpr index_t kGrain = 1 << 20;  // multiplications that are worth a thread
 /// The arguments that forward and backward share, checked.
 class Inputs {
  public:
-  Inputs(const Tensor& q, const Tensor& d, const Tensor& cu_queries, const Tensor& cu_documents, bool pairwise)
+  Inputs(const Tensor& q, const Tensor& d, const Tensor& cu_queries, const Tensor& cu_documents, bool pairwise,
+         bool may_be_bytes = false)
       : q_(checked_tokens(q, "q")),
-        d_(checked_tokens(d, "d")),
+        d_(checked_tokens(d, "d", may_be_bytes)),
         cu_queries_(checked_bounds(cu_queries, q.size(0))),
         cu_documents_(checked_bounds(cu_documents, d.size(0))) {
     check_shape(d, "d", {d.size(0), q.size(1)}, "(Td, D)");
@@ -31,6 +32,7 @@ class Inputs {
     if (pairwise) check_shape(cu_documents, "cu_documents", {cu_queries.size(0)}, "(B + 1,) as cu_queries");
     q_ = as_dtype(q_, ScalarType::Float);  // the small side: the loops convert documents alone
     args_.dtype = loop_dtype(d_);
+    args_.bytes = d_.scalar_type() == ScalarType::Char;
     args_.q = static_cast<const float*>(q_.const_data_ptr());
     args_.q_stride = q_.stride(0);
     args_.d = d_.const_data_ptr();
@@ -55,9 +57,10 @@ class Inputs {
   index_t document_tokens(index_t i) const { return args_.cu_documents[i + 1] - args_.cu_documents[i]; }
 
  private:
-  static Tensor checked_tokens(const Tensor& x, const char* name) {
+  static Tensor checked_tokens(const Tensor& x, const char* name, bool may_be_bytes = false) {
     check_dim(x, name, 2);
-    check_dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+    if (!may_be_bytes || x.scalar_type() != ScalarType::Char)
+      check_dtype(x, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
     return with_contiguous_rows(x);
   }
   Tensor q_, d_, cu_queries_, cu_documents_;
@@ -66,7 +69,7 @@ class Inputs {
 
 std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, const Tensor& cu_queries,
                                           const Tensor& cu_documents, bool pairwise) {
-  const Inputs inputs(q, d, cu_queries, cu_documents, pairwise);
+  const Inputs inputs(q, d, cu_queries, cu_documents, pairwise, true);
   const MaxSimArgs& in = inputs.args();
   Tensor scores = inputs.new_results(in.queries, ScalarType::Float);
   Tensor argmax = inputs.new_results(q.size(0), ScalarType::Int);

@@ -6,7 +6,8 @@
 namespace modernbert_fast::cpu {
 
 struct MaxSimArgs {
-  DType dtype;     // of d
+  DType dtype;     // of d, unless it is int8
+  bool bytes;      // d is int8
   const float* q;  // (Tq, D)
   index_t q_stride;
   const void* d;  // (Td, D)

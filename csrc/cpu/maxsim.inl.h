@@ -103,11 +103,14 @@ void maxsim_forward(const MaxSimForwardArgs& a, index_t begin, index_t end, floa
   for (index_t unit = begin; unit < end; ++unit) {
     const QueryGroup& group = a.groups[maxsim_group(a, unit)];
     const index_t document = maxsim_document(a, unit);
-    switch (a.in.dtype) {
-      case DType::kFloat: score_document<float>(a, group, document, scratch, winners); break;
-      case DType::kBFloat16: score_document<BFloat16>(a, group, document, scratch, winners); break;
-      case DType::kHalf: score_document<Half>(a, group, document, scratch, winners); break;
-    }
+    if (a.in.bytes)
+      score_document<int8_t>(a, group, document, scratch, winners);
+    else
+      switch (a.in.dtype) {
+        case DType::kFloat: score_document<float>(a, group, document, scratch, winners); break;
+        case DType::kBFloat16: score_document<BFloat16>(a, group, document, scratch, winners); break;
+        case DType::kHalf: score_document<Half>(a, group, document, scratch, winners); break;
+      }
   }
 }
 

@@ -15,7 +15,7 @@ from modernbert_fast.ops import checks
 def _check_forward(
     q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
 ) -> None:
-    checks.floating(q=q, d=d)
+    checks.floating(q=q, d=None if d.dtype == torch.int8 else d)
     checks.shape("q", q, None, None)
     checks.shape("d", d, None, q.shape[1])
     checks.cu_seqlens("cu_queries", cu_queries, q.shape[0])
@@ -48,7 +48,7 @@ _forward = define(
     " -> (Tensor scores, Tensor argmax)",
     op="maxsim",
     fake=_fake_forward,
-    call=lambda q, d, *rest: call_of(q, d),
+    call=lambda q, d, *rest: call_of(q, d, flags=("int8 documents",) if d.dtype == torch.int8 else ()),
     check=_check_forward,
 )
 _backward = define(
@@ -89,7 +89,7 @@ def maxsim(
 
     Args:
         q: (Tq, D) packed query tokens.
-        d: (Td, D) packed document tokens.
+        d: (Td, D) packed document tokens; int8 is taken as the integers it holds, and gives no gradients.
         cu_queries: (Bq + 1,) int32 bounds, cu_documents: (Bd + 1,) int32 bounds.
         pairwise: score query i against document i only.
         return_argmax: also return which token won.
@@ -102,6 +102,9 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
+    if d.dtype == torch.int8:
+        scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise)
+        return (scores, argmax) if return_argmax else scores
     if d is q:
         d = d.view_as(d)  # torch.compile does not trace a Function that gets one tensor twice
     scores, argmax = _MaxSim.apply(q, d, cu_queries, cu_documents, pairwise)

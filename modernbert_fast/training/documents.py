@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from modernbert_fast.texts import READERS, check_text, read_texts
 
@@ -52,14 +53,23 @@ def _whole(file: Path) -> str:
         raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def _read_hub(source: str, field: str) -> Iterator[str]:
+def open_hub(source: str, **options: Any) -> Any:
+    """The dataset that hf:NAME[:CONFIG[:SPLIT]] names, by datasets.load_dataset with these options.
+
+    Raises:
+        ValueError: the source is not of that form.
+        OSError: there is no such dataset.
+    """
     name, config, split, *rest = [*source.removeprefix(HUB).split(":"), "", ""]
     if not name or any(rest):
         raise ValueError(f"{source!r} is not hf:NAME[:CONFIG[:SPLIT]]")
     from datasets import load_dataset
 
-    rows = load_dataset(name, config or None, split=split or "train", streaming=True)
-    for number, row in enumerate(rows, 1):
+    return load_dataset(name, config or None, split=split or "train", **options)
+
+
+def _read_hub(source: str, field: str) -> Iterator[str]:
+    for number, row in enumerate(open_hub(source, streaming=True), 1):
         if field not in row:
             raise ValueError(f"{source}, row {number}: no field {field!r} among {sorted(row)}")
         yield check_text(row[field], source, number)

@@ -110,6 +110,8 @@ class PretrainingTrainer(transformers.Trainer):
         self.add_callback(history.History)
         self.loader, self.moments, self.mask = loader, moments, mask
         if self.is_sharded:
+            if not hasattr(self, "is_distributed_loading_by_transformers"):
+                raise ValueError(f"sharding needs a later transformers than {transformers.__version__}: 5.23 has it")
             sharding.shard(self.model)
             self.is_distributed_loading_by_transformers = True  # Trainer: the model sees to its own placement
         self._meter = Meter(EncoderConfig.from_hf(model.config))

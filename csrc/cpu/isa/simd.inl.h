@@ -19,6 +19,7 @@ constexpr index_t kUnroll = kLanes < 8 ? 8 : 4;
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Bits16 __attribute__((vector_size(kLanes * 2)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 MODERNBERT_FAST_INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
 MODERNBERT_FAST_INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
@@ -139,6 +140,18 @@ MODERNBERT_FAST_INLINE void store(BFloat16* p, Vec v) {
   const Bits is_nan = bit_cast<Bits>(v != v);                     // rounding could turn a NaN into infinity
   const Bits16 half = narrow((rounded & ~is_nan) | (is_nan & 0x7fc0));
   __builtin_memcpy(p, &half, sizeof(half));
+}
+
+MODERNBERT_FAST_INLINE Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Bytes bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, Vec);
+#endif
 }
 
 #if defined(__AVX512F__)

@@ -1,0 +1,101 @@
+"""Metrics and predictions of a folder that `finetune` made."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from modernbert_fast.commands import CommandError, require
+from modernbert_fast.commands.finetune import BENCHMARKS, predict_tests, reporter, settings_of
+from modernbert_fast.commands.models import add_device_arguments, positive
+from modernbert_fast.durable import write_file
+from modernbert_fast.training import custom
+from modernbert_fast.training.tasks import Examples, Task, best
+
+help = "metrics and predictions of a fine-tuned model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="folder that finetune made")
+    parser.add_argument("data", help="file like those it was trained on; of GLUE and SuperGLUE their folder")
+    parser.add_argument(
+        "--output", type=Path, help="predictions: a jsonl file; of GLUE and SuperGLUE a folder of submissions"
+    )
+    parser.add_argument("--no-labels", action="store_true", help="the file has none: predictions alone")
+    parser.add_argument("--batch-size", type=positive, default=64, help="texts of a batch (default: %(default)s)")
+    parser.add_argument("--max-length", type=positive, help="cut texts to this many tokens (default: as trained)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of matrix products"
+    )
+    parser.add_argument("--skip-malformed", action="store_true", help="name malformed rows on stderr and go on without")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    for module in ("transformers", "accelerate", "scipy", "sklearn"):
+        require(module, "train")
+    try:
+        record = _record(args.model / "finetune.json")
+        return _benchmark(args, record) if "benchmark" in record else _custom(args, record)
+    except (OSError, ValueError, ImportError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """What finetune says of the model."""
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{file} cannot be read; evaluate takes a folder that finetune made ({error})") from error
+    if not isinstance(record, dict) or not {"max_length"} < record.keys() & {"max_length", "benchmark", "layout"}:
+        raise CommandError(f"{file} is no record of finetune")
+    return record
+
+
+def _benchmark(args: argparse.Namespace, record: dict[str, Any]) -> int:
+    benchmark = BENCHMARKS[record["benchmark"]]
+    task = benchmark.TASKS[record["task"]]
+    trainer = _trainer(args, task, record)
+    for split in task.dev:
+        examples = benchmark.read(task, args.data, split, reporter(args))
+        _show(f"{task.name} {split}", task, examples, trainer.outputs(examples))
+    if args.output:
+        predict_tests(trainer, benchmark, task, args.data, args.output)
+    return 0
+
+
+def _custom(args: argparse.Namespace, record: dict[str, Any]) -> int:
+    layout = custom.Layout(**{**record["layout"], "texts": tuple(record["layout"]["texts"])})
+    task = custom.make_task(layout, tuple(record["labels"]))
+    malformed = None if args.output else reporter(args)  # a prediction a row of the file, or none at all
+    examples = custom.read(layout, args.data, task.labels or None, not args.no_labels, malformed)
+    outputs = _trainer(args, task, record).outputs(examples)
+    if not args.no_labels:
+        _show(args.data, task, examples, outputs)
+    if args.output:
+        rows = [
+            {"prediction": best(output), "probabilities": output}
+            if isinstance(output, dict)
+            else {"prediction": output}
+            for output in outputs
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_file(args.output, lambda file: file.write(text.encode()))
+        print(f"{len(rows)} predictions in {args.output}", file=sys.stderr)
+    return 0
+
+
+def _trainer(args: argparse.Namespace, task: Task, record: dict[str, Any]) -> Any:
+    from modernbert_fast.training.finetuning import FineTuner, arguments, load_model, load_tokenizer
+
+    model = load_model(task, args.model)
+    settings = settings_of(args)
+    limit = args.max_length or record["max_length"]
+    training = arguments(args.model, settings, args.batch_size)
+    return FineTuner(task, model, load_tokenizer(args.model), training, max_length=limit)
+
+
+def _show(name: str, task: Task, examples: Examples, outputs: list[Any]) -> None:
+    values = ", ".join(f"{metric} {100 * value:.1f}" for metric, value in task.measure(examples, outputs).items())
+    print(f"{name}: {values} ({len(examples)} examples)")

@@ -1,0 +1,249 @@
+"""Fine-tunes a ModernBERT: on GLUE or SuperGLUE with the paper's recipes, or on csv or jsonl files of one's own."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from modernbert_fast.commands import CommandError, require
+from modernbert_fast.commands.models import (
+    add_device_arguments,
+    choose_device,
+    folder_of,
+    positive,
+)
+from modernbert_fast.durable import write_json
+from modernbert_fast.training import custom, glue, superglue
+from modernbert_fast.training.tasks import Benchmark, Examples, Recipe, Task, score
+
+help = "fine-tune on GLUE, SuperGLUE or files of your own"
+
+BENCHMARKS: dict[str, ModuleType] = {"glue": glue, "superglue": superglue}
+RECIPE = Recipe(5e-5, 1e-5, 3)  # of tasks that nobody has tuned
+LARGE = 1024  # hidden width from which a model takes the recipes of large
+WHAT = {
+    "classification": "texts into classes, or to numbers with --regression",
+    "pairs": "pairs of texts into classes, or to numbers with --regression",
+    "tokens": "words into tags, e.g. named entities",
+    "qa": "answers to questions, found in a context",
+    "glue": "CoLA, SST-2, QQP, MNLI, QNLI, RTE, MRPC, STS-B, WNLI",
+    "superglue": "BoolQ, CB, COPA, MultiRC, ReCoRD, RTE, WiC, WSC",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    forms = parser.add_subparsers(dest="form", metavar="task", required=True)
+    for name, what in WHAT.items():
+        form = forms.add_parser(name, help=what, description=f"Fine-tunes a ModernBERT: {what}.")
+        form.add_argument("--model", required=True, help="checkpoint folder or Hugging Face name (a name may download)")
+        form.add_argument("--output", required=True, type=Path, help="folder of the result")
+        _add_benchmark(form, BENCHMARKS[name]) if name in BENCHMARKS else _add_custom(form, custom.LAYOUTS[name])
+        _add_training(form)
+        add_device_arguments(form)
+
+
+def _add_benchmark(parser: argparse.ArgumentParser, benchmark: ModuleType) -> None:
+    name = "nyu-mll/glue" if benchmark is glue else "aps/super_glue"
+    parser.add_argument("--data", required=True, help=f"folder with a folder a task, as published; or hf:{name}")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=benchmark.TASKS, default=list(benchmark.TASKS), help="default: all"
+    )
+    parser.add_argument(
+        "--init-from", help="model of MNLI that RTE, MRPC and STS-B start from (default: the one trained here)"
+    )
+    parser.add_argument("--size", choices=("base", "large"), help="whose recipes (default: by the model's width)")
+
+
+def _add_custom(parser: argparse.ArgumentParser, layout: custom.Layout) -> None:
+    files = ".csv, .jsonl, .tsv, or hf:NAME[:CONFIG[:SPLIT]]"
+    parser.add_argument("--train", required=True, help=f"file to train on: {files}")
+    parser.add_argument("--eval", required=True, help="file to choose the best checkpoint by")
+    fields = " ".join(layout.texts)
+    parser.add_argument(
+        "--texts",
+        nargs=len(layout.texts),
+        default=layout.texts,
+        metavar="FIELD",
+        help=f"what is read (default: {fields})",
+    )
+    parser.add_argument("--label", default=layout.label, metavar="FIELD", help="what is learned (default: %(default)s)")
+    if layout.form == "qa":
+        parser.add_argument(
+            "--start", default=layout.start, metavar="FIELD", help="where the answer starts (default: start)"
+        )
+    if layout.form in ("classification", "pairs"):
+        parser.add_argument("--regression", action="store_true", help="labels are numbers")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    own = "(default: the task's recipe)"
+    parser.add_argument("--learning-rate", type=float, help=own)
+    parser.add_argument("--weight-decay", type=float, help=own)
+    parser.add_argument("--epochs", type=positive, help=own)
+    parser.add_argument("--batch-size", type=positive, help=f"texts of a step on each process {own}")
+    parser.add_argument("--accumulate", type=positive, default=1, help="micro-batches of a step (default: 1)")
+    parser.add_argument(
+        "--max-length", type=positive, help="cut texts to this many tokens (default: the model's limit)"
+    )
+    parser.add_argument("--evaluations", type=positive, default=10, help="of the dev set in a training (default: 10)")
+    parser.add_argument("--patience", type=positive, default=3, help="stop after so many without progress (default: 3)")
+    parser.add_argument("--seeds", type=positive, default=1, help="trainings, with seeds 0, 1 ... (default: 1)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of matrix products; weights stay float32 (default: %(default)s)",
+    )
+    parser.add_argument("--lora", type=positive, default=0, metavar="RANK", help="train adapters of this rank alone")
+    parser.add_argument("--skip-malformed", action="store_true", help="name malformed rows on stderr and go on without")
+
+
+def run(args: argparse.Namespace) -> int:
+    for module in ("transformers", "accelerate", "scipy", "sklearn"):
+        require(module, "train")
+    train = _benchmark if args.form in BENCHMARKS else _custom
+    try:
+        if os.environ.get("RANK", "0") == "0":
+            return train(args)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return train(args)  # of several processes the first one speaks
+    except (OSError, ValueError, ImportError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _custom(args: argparse.Namespace) -> int:
+    malformed = reporter(args)
+    names = {name: value for name, value in vars(args).items() if name in ("texts", "label", "start", "regression")}
+    layout = dataclasses.replace(custom.LAYOUTS[args.form], **{**names, "texts": tuple(args.texts)})
+    train = custom.read(layout, args.train, None, malformed=malformed)
+    task = custom.make_task(layout, custom.classes(layout, train))
+    dev = custom.read(layout, args.eval, task.labels or None, malformed=malformed)
+    record = {"layout": dataclasses.asdict(layout), "labels": task.labels}
+    runs = []
+    for seed in range(args.seeds):
+        folder = args.output / f"seed-{seed}" if args.seeds > 1 else args.output
+        runs.append(_train(args, task, folder_of(args.model), train, {"eval": dev}, folder, RECIPE, seed, record)[1])
+    print(_line(task.name, runs))
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    benchmark, malformed = BENCHMARKS[args.form], reporter(args)
+    file = args.output / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}  # of other tasks, trained before
+    for task in (task for name, task in benchmark.TASKS.items() if name in args.tasks):
+        train = benchmark.read(task, args.data, "train", malformed)
+        dev = {split: benchmark.read(task, args.data, split, malformed) for split in task.dev}
+        start = _start(args, task)
+        recipe = task.recipes[args.size or _size(start)]
+        runs: list[dict[str, float]] = []
+        for seed in range(args.seeds):
+            folder = args.output / task.name / f"seed-{seed}"
+            record = {"benchmark": args.form, "task": task.name}
+            trainer, values = _train(args, task, start, train, dev, folder, recipe, seed, record)
+            if score(values) > max(map(score, runs), default=-math.inf):
+                predict_tests(trainer, benchmark, task, args.data, args.output / "submission")
+            runs.append(values)
+        results[task.name] = runs
+        write_json(file, results)
+    print("\n".join(_line(name, results[name]) for name in benchmark.TASKS if name in results))
+    return 0
+
+
+def _train(
+    args: argparse.Namespace,
+    task: Task,
+    start: Path,
+    train: Examples,
+    dev: dict[str, Examples],
+    folder: Path,
+    recipe: Recipe,
+    seed: int,
+    record: dict[str, Any],
+) -> tuple[Any, dict[str, float]]:
+    """One training, saved with a record that `evaluate` reads; its trainer and the metrics of every dev set."""
+    from modernbert_fast.training.finetuning import finetune
+
+    given = {name: getattr(args, name) for name in ("learning_rate", "weight_decay", "epochs", "batch_size")}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    print(f"{task.name}: {len(train)} examples, seed {seed}, from {start}", file=sys.stderr, flush=True)
+    first = next(iter(dev.values()))
+    trainer = finetune(task, start, train, first, folder, recipe, settings_of(args), seed)
+    values = {
+        f"{split}_{name}" if len(dev) > 1 else name: value
+        for split, examples in dev.items()
+        for name, value in task.measure(examples, trainer.outputs(examples)).items()
+    }
+    record |= {"start": str(start), "max_length": trainer.max_length, "seed": seed, "steps": trainer.state.global_step}
+    details = {"recipe": dataclasses.asdict(recipe), "metrics": values}
+    write_json(folder / "finetune.json", {**record, **details})
+    return trainer, values
+
+
+def predict_tests(trainer: Any, benchmark: ModuleType, task: Benchmark, data: str, folder: Path) -> None:
+    """Writes the submission files of the test sets that are there."""
+    for name, split in task.tests.items():
+        try:
+            examples = benchmark.read(task, data, split)
+        except FileNotFoundError as error:
+            print(f"no {name}: {error}", file=sys.stderr)
+            continue
+        benchmark.write_submission(task, folder / name, examples, trainer.outputs(examples))
+
+
+def settings_of(args: argparse.Namespace) -> Any:
+    """finetuning.Settings of the arguments that the command has."""
+    from modernbert_fast.training.finetuning import Settings
+
+    device = choose_device(args)
+    if device.index is not None:
+        raise CommandError(f"--device {device}: choose one of several GPUs with CUDA_VISIBLE_DEVICES")
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{k: v for k, v in vars(args).items() if k in names}, cpu=device == torch.device("cpu"))
+
+
+def reporter(args: argparse.Namespace) -> Callable[[str], None] | None:
+    """What is told of malformed rows; None where they end the command."""
+    return (lambda complaint: print(f"skipped {complaint}", file=sys.stderr)) if args.skip_malformed else None
+
+
+def _start(args: argparse.Namespace, task: Benchmark) -> Path:
+    """The checkpoint that a task starts from: MNLI's for those that need it, the best of its seeds."""
+    if not task.warm_start:
+        return folder_of(args.model)
+    if args.init_from:
+        return folder_of(args.init_from)
+    trained = sorted((args.output / "MNLI").glob("seed-*/finetune.json"), key=_score_of)
+    if trained:
+        return trained[-1].parent
+    print(f"{task.name}: no model of MNLI to start from (--init-from); scores will be lower", file=sys.stderr)
+    return folder_of(args.model)
+
+
+def _score_of(file: Path) -> float:
+    return score(json.loads(file.read_text())["metrics"])
+
+
+def _size(checkpoint: Path) -> str:
+    from transformers import AutoConfig
+
+    return "large" if AutoConfig.from_pretrained(checkpoint).hidden_size >= LARGE else "base"
+
+
+def _line(name: str, runs: list[dict[str, float]]) -> str:
+    """A line of the results table: the mean over seeds of every metric and of the score, in percent."""
+    means = {metric: 100 * statistics.fmean(run[metric] for run in runs) for metric in runs[0]}
+    scores = [100 * score(run) for run in runs]
+    spread = f" ± {statistics.stdev(scores):.1f} ({len(runs)} seeds)" if len(runs) > 1 else ""
+    shown = ", ".join(f"{metric} {value:.1f}" for metric, value in means.items())
+    return f"{name:<15}{statistics.fmean(scores):6.1f}{spread}   {shown}"

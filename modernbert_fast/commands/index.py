@@ -1,0 +1,149 @@
+"""Exact search over texts: an index on disk that is built, changed, searched and verified; no kill loses a text."""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modernbert_fast.commands import CommandError, require
+from modernbert_fast.commands.models import DTYPES, add_device_arguments, choose_device, folder_of, positive
+from modernbert_fast.retrieval import Index, IndexWriter
+from modernbert_fast.retrieval.manifest import DTYPES as STORED
+from modernbert_fast.texts import READERS, read_texts
+
+help = "build, change, search and verify an index of texts"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+    build = actions.add_parser("build", help="a new index of the texts of a file")
+    build.add_argument("--store", choices=STORED, default=STORED[0], help="how vectors are kept (default: %(default)s)")
+    build.add_argument(
+        "--resume", action="store_true", help="go on with a build that was stopped; fine if there is none"
+    )
+    add = actions.add_parser("add", help="the texts of a file to an index")
+    add.add_argument("--replace", action="store_true", help="a text whose id is there takes its place")
+    delete = actions.add_parser("delete", help="texts by their ids")
+    search = actions.add_parser("search", help="the best texts for each query, a line of JSON each")
+    verify = actions.add_parser("verify", help="read every byte; exit code 1 if any is damaged")
+    merge = actions.add_parser("merge", help="all texts in few files; gives the room of deleted ones back")
+    for action in (build, add, delete, search, verify, merge):
+        action.add_argument("index", type=Path, help="folder")
+    for action in (build, add):
+        action.add_argument("input", type=Path, help=f"texts: {', '.join(READERS)}; a .txt holds one text a line")
+        action.add_argument("--field", default="text", help="key or column of the text (default: %(default)s)")
+        action.add_argument("--id", help="key or column of the id (default: the number of the row, from 1)")
+        action.add_argument("--attributes", default="", help="keys or columns to filter by, as a,b,c")
+        action.add_argument("--batch", type=positive, default=256, help="texts that are added together (default: 256)")
+    delete.add_argument("ids", nargs="+")
+    search.add_argument("queries", nargs="+")
+    search.add_argument("-k", type=positive, default=10, help="texts a query (default: %(default)s)")
+    search.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="only texts with this attribute"
+    )
+    for action in (build, add, search):
+        needed = action is build
+        action.add_argument(
+            "--model", required=needed, help="checkpoint folder or name" + " (default: the index's own)" * (not needed)
+        )
+        action.add_argument("--dtype", choices=DTYPES, help="of weights and activations (default: as stored)")
+        add_device_arguments(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        return ACTIONS[args.action](args)
+    except (OSError, ValueError) as error:
+        raise CommandError(str(error)) from error
+
+
+def build(args: argparse.Namespace) -> int:
+    if (args.index / "manifest.json").exists() and not args.resume:
+        raise CommandError(f"{args.index}: there is an index; use add, or --resume for a build that was stopped")
+    encoder = _encoder(args, args.model)
+    rows = _rows(args)
+    if (first := next(rows, None)) is None:
+        raise CommandError(f"{args.input}: no texts")
+    dim = encoder.documents([first[1]])[0].shape[1]
+    with IndexWriter(args.index, dim, args.store, {"model": args.model}) as writer:
+        if writer.manifest.about.get("model") != args.model:
+            raise CommandError(f"{args.index} was begun with {writer.manifest.about.get('model')}, not {args.model}")
+        left = (row for row in itertools.chain([first], rows) if row[0] not in writer)
+        return _add(writer, encoder, left, args.batch, replace=False)
+
+
+def add(args: argparse.Namespace) -> int:
+    with IndexWriter(args.index) as writer:
+        encoder = _encoder(args, args.model or writer.manifest.about["model"])
+        return _add(writer, encoder, _rows(args), args.batch, args.replace)
+
+
+def delete(args: argparse.Namespace) -> int:
+    with IndexWriter(args.index) as writer:
+        count = writer.delete(args.ids)
+        print(f"{args.index}: {count} of {len(args.ids)} deleted, {len(writer)} left")
+    return 0
+
+
+def search(args: argparse.Namespace) -> int:
+    index = Index(args.index)
+    where: dict[str, list[str]] = {}
+    for condition in args.where:
+        key, sign, value = condition.partition("=")
+        if not sign:
+            raise CommandError(f"--where {condition}: write KEY=VALUE")
+        where.setdefault(key, []).append(value)
+    encoder = _encoder(args, args.model or index.manifest.about["model"])
+    vectors, bounds = encoder.queries(args.queries)
+    found = index.search(vectors, bounds, args.k, where)
+    for query, hits in zip(args.queries, found, strict=True):
+        for hit in hits:
+            print(json.dumps({"query": query, "id": hit.id, "score": round(hit.score, 6), **hit.attributes}))
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    index = Index(args.index)
+    for sentence in (damage := index.verify()):
+        print(sentence)
+    print(f"{args.index}: {len(index)} texts in {len(index.segments)} segments, {len(damage) or 'nothing'} damaged")
+    return 1 if damage else 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    with IndexWriter(args.index) as writer:
+        writer.merge()
+        print(f"{args.index}: {len(writer)} texts in {len(writer.manifest.segments)} segments")
+    return 0
+
+
+ACTIONS = {"build": build, "add": add, "delete": delete, "search": search, "verify": verify, "merge": merge}
+
+
+def _rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Id, text and attributes of each row of the input."""
+    keys = [key for key in args.attributes.split(",") if key]
+    ids = read_texts(args.input, args.id) if args.id else map(str, itertools.count(1))
+    facts = zip(*(read_texts(args.input, key) for key in keys), strict=True) if keys else itertools.repeat(())
+    for name, text, values in zip(ids, read_texts(args.input, args.field), facts, strict=False):
+        yield name, text, dict(zip(keys, values, strict=True))
+
+
+def _add(writer: IndexWriter, encoder: Any, rows: Iterator[Any], batch: int, replace: bool) -> int:
+    added = 0
+    while chunk := list(itertools.islice(rows, batch)):
+        ids, texts, attributes = zip(*chunk, strict=True)
+        vectors, bounds = encoder.documents(texts)
+        writer.add(ids, vectors, bounds, attributes, replace=replace)
+        added += len(chunk)
+    print(f"{writer.folder}: {added} texts added, {len(writer)} in all")
+    return 0
+
+
+def _encoder(args: argparse.Namespace, model: str) -> Any:
+    require("sentence_transformers", "retrieval")
+    from modernbert_fast.retrieval.texts import TextEncoder
+
+    return TextEncoder(folder_of(model), str(choose_device(args)), DTYPES.get(args.dtype))

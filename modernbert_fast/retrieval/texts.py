@@ -1,0 +1,55 @@
+"""Texts as the vectors of an index, by a sentence-transformers model that runs packed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import modernbert_fast as mf
+
+_SETTINGS = "config_sentence_transformers.json"
+
+
+class TextEncoder:
+    """A model that makes vectors of texts: many a text from a MultiVectorEncoder, else one.
+
+    Args:
+        folder: a checkpoint of sentence-transformers, or of a plain ModernBERT (mean pooling).
+        device: as torch names it; sentence-transformers' choice when None.
+        dtype: of weights and activations; as stored when None.
+
+    Raises:
+        ImportError: without sentence-transformers 6 or later.
+        OSError, ValueError: not a checkpoint.
+    """
+
+    def __init__(self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None):
+        import sentence_transformers as st
+
+        settings = folder / _SETTINGS
+        kind = json.loads(settings.read_text()).get("model_type") if settings.is_file() else None
+        self.multi = kind == "MultiVectorEncoder"
+        options: dict[str, Any] = {"device": device, "local_files_only": True}
+        if dtype is not None:
+            options["model_kwargs"] = {"dtype": dtype}
+        model = (st.MultiVectorEncoder if self.multi else st.SentenceTransformer)(str(folder), **options)
+        self.model = mf.accelerate(model)
+
+    def documents(self, texts: Sequence[str], batch: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors (T, D) on the CPU and bounds (N + 1,) int32 of N documents."""
+        return self._packed(self.model.encode_document, texts, batch)
+
+    def queries(self, texts: Sequence[str], batch: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of queries."""
+        return self._packed(self.model.encode_query, texts, batch)
+
+    def _packed(self, encode: Any, texts: Sequence[str], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = encode(list(texts), batch_size=batch, show_progress_bar=False, convert_to_numpy=False)  # tensors
+        if not self.multi:
+            rows = [torch.nn.functional.normalize(row.float(), dim=0)[None] for row in rows]
+        bounds = torch.tensor([0, *map(len, rows)]).cumsum(0).int()
+        return torch.cat([row.float() for row in rows]).cpu(), bounds

@@ -1,0 +1,273 @@
+"""Changes an index: every change is a new file and then one new manifest, on disk before it is acknowledged."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modernbert_fast.ops import checks
+from modernbert_fast.retrieval.files import CheckedFile
+from modernbert_fast.retrieval.manifest import DTYPES, NAME, Manifest, SegmentEntry
+from modernbert_fast.retrieval.segment import Segment, deleted_file
+
+_LOCK = "lock"
+_ELEMENTS = 2**29  # of a segment's vectors, a gigabyte in float16
+MAX_ID = 1024  # bytes
+_LARGEST_HALF = 65504.0
+
+
+class IndexWriter:
+    """The one writer of an index; readers go on meanwhile.
+
+    What `add`, `delete` and `merge` did is on disk when they return, whole, and if the process dies before that, the
+    index is as it was. Use it as a context manager, or call `close`.
+
+    Args:
+        folder: of the index.
+        dim: width of the vectors, for a new index. An index that is there must have it too.
+        dtype: "float16" or "int8", for a new index.
+        about: facts kept with a new index, such as the model's name. JSON values.
+
+    Raises:
+        FileNotFoundError: there is no index, and no dim to make one.
+        BlockingIOError: somebody else writes to this index.
+        ValueError: the index is damaged, or has another dim or dtype.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        dim: int | None = None,
+        dtype: str | None = None,
+        about: Mapping[str, Any] | None = None,
+    ):
+        self.folder = Path(folder)
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if dim is not None:
+            if dim < 1:
+                raise ValueError(f"dim must be at least 1, got {dim}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not (self.folder / NAME).exists():
+            raise FileNotFoundError(f"{self.folder}: there is no index")
+        self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            self._begin(dim, dtype, dict(about or {}))
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, dim: int | None, dtype: str | None, about: dict[str, Any]) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{self.folder}: somebody else writes to this index") from error
+        if (self.folder / NAME).exists():
+            self.manifest = Manifest.read(self.folder)
+            for name, asked, there in (("dim", dim, self.manifest.dim), ("dtype", dtype, self.manifest.dtype)):
+                if asked not in (None, there):
+                    raise ValueError(f"{self.folder}: {name} is {there}, not {asked}")
+        else:
+            assert dim is not None
+            self.manifest = Manifest(dim, dtype or DTYPES[0], about=about)
+            self.manifest.commit(self.folder)
+        self._segments = [self._opened(entry) for entry in self.manifest.segments]
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._list(0)
+        self._sweep()
+
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def add(
+        self,
+        ids: Sequence[str],
+        vectors: torch.Tensor,
+        cu_seqlens: torch.Tensor | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Adds documents; all of them or, where this raises, none.
+
+        Args:
+            ids: N names, each given once and not in the index yet.
+            vectors: (T, D) floating point, finite.
+            cu_seqlens: (N + 1,) int32 bounds of the documents; None when each has one vector.
+            attributes: N dicts of JSON values, for `where` of a search.
+            replace: an id that is in the index gets this document instead.
+
+        Raises:
+            ValueError: on what does not fit the above; the message names the document.
+        """
+        vectors = vectors.detach().cpu()
+        bounds = torch.arange(vectors.shape[0] + 1, dtype=torch.int32) if cu_seqlens is None else cu_seqlens.cpu()
+        self._check(ids, vectors, bounds, attributes, replace)
+        if not ids:
+            return
+        entries: list[SegmentEntry] = []
+        number = self._next_number()
+        for first, last in _chunks(bounds.tolist(), self._most):
+            start, stop = int(bounds[first]), int(bounds[last])
+            tensors = Segment.tensors(
+                ids[first:last],
+                vectors[start:stop],
+                bounds[first : last + 1] - start,
+                None if attributes is None else attributes[first:last],
+                self.manifest.dtype,
+            )
+            file = CheckedFile.write(self.folder, f"{number + len(entries):08d}.safetensors", tensors)
+            entries.append(SegmentEntry(file, last - first, stop - start))
+        kept = self._without({name for name in ids if name in self._rows}) if replace else self.manifest.segments
+        self._commit((*kept, *entries))
+        self._list(len(kept))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Deletes documents; how many of the ids were there."""
+        present = {name for name in ids if name in self._rows}
+        if present:
+            self._commit(self._without(present))
+            for name in present:
+                del self._rows[name]
+        return len(present)
+
+    def merge(self) -> None:
+        """Writes all documents anew in as few segments as hold them, and gives the room of deleted ones back."""
+        entries: list[SegmentEntry] = []
+        number = self._next_number()
+        for group in self._groups():
+            name = f"{number + len(entries):08d}.safetensors"
+            file = CheckedFile.write(self.folder, name, Segment.joined(group))
+            documents = sum(len(segment.living()) for segment in group)
+            entries.append(SegmentEntry(file, documents, sum(segment.living_tokens() for segment in group)))
+        self._commit(tuple(entries))
+        self._rows.clear()
+        self._list(0)
+
+    @property
+    def _most(self) -> int:
+        """Vectors that a segment holds at most."""
+        return max(1, _ELEMENTS // self.manifest.dim)
+
+    def _list(self, first: int) -> None:
+        """Learns where the documents of segments from `first` on are."""
+        for number, segment in enumerate(self._segments[first:], first):
+            ids = segment.ids
+            self._rows.update((ids[row], (number, row)) for row in segment.living())
+
+    def _check(self, ids: Any, vectors: Any, bounds: Any, attributes: Any, replace: bool) -> None:
+        checks.floating(vectors=vectors)
+        checks.shape("vectors", vectors, None, self.manifest.dim)
+        if bounds.numel() - 1 != len(ids):
+            raise ValueError(f"{len(ids)} ids for {bounds.numel() - 1} documents")
+        checks.cu_seqlens("cu_seqlens", bounds, vectors.shape[0])
+        if attributes is not None and len(attributes) != len(ids):
+            raise ValueError(f"{len(attributes)} attributes for {len(ids)} documents")
+        seen: set[str] = set()
+        for place, name in enumerate(ids):
+            if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_ID:
+                raise ValueError(f"document {place}: an id is a string of 1 to {MAX_ID} bytes, got {name!r:.80}")
+            if name in seen:
+                raise ValueError(f"document {place}: the id {name!r} is given twice")
+            if name in self._rows and not replace:
+                raise ValueError(f"document {place}: the id {name!r} is in the index; replace=True replaces it")
+            seen.add(name)
+        for place, row in enumerate(attributes or ()):
+            try:
+                if json.loads(json.dumps(dict(row))) != dict(row):
+                    raise TypeError("they change when they are written and read")
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"document {place}: attributes must be a dict of JSON values: {error}") from error
+        limit = _LARGEST_HALF if self.manifest.dtype == "float16" else torch.finfo(torch.float32).max
+        fits = (vectors.abs() <= limit).all(dim=1)
+        if not bool(fits.all()):
+            place = int(torch.searchsorted(bounds, int((~fits).nonzero()[0]), right=True)) - 1
+            raise ValueError(f"document {place} ({ids[place]!r}): a vector is not finite, or too large")
+        if vectors.shape[0] and int(bounds.diff().max()) > self._most:
+            raise ValueError(f"document {int(bounds.diff().argmax())} has more than {self._most} vectors")
+
+    def _without(self, ids: set[str]) -> tuple[SegmentEntry, ...]:
+        """The segments with these documents marked as gone."""
+        gone: dict[int, set[int]] = {}
+        for name in ids:
+            number, row = self._rows[name]
+            gone.setdefault(number, set()).add(row)
+        entries = list(self.manifest.segments)
+        for number, rows in gone.items():
+            segment = self._segments[number]
+            if segment.live is not None:
+                rows = rows | set((~segment.live).nonzero().squeeze(1).tolist())
+            stem = entries[number].file.name.removesuffix(".safetensors")
+            name = f"{stem}.deleted-{self.manifest.generation + 1:08d}.safetensors"
+            file = deleted_file(self.folder, name, list(rows))
+            entries[number] = SegmentEntry(
+                entries[number].file, entries[number].documents, entries[number].tokens, file
+            )
+        return tuple(entries)
+
+    def _commit(self, entries: tuple[SegmentEntry, ...]) -> None:
+        """Replaces the manifest; from here on the change is there."""
+        manifest = self.manifest.with_segments(entries)
+        manifest.commit(self.folder)
+        known = dict(zip(self.manifest.segments, self._segments, strict=True))
+        self.manifest = manifest
+        self._segments = [known.get(entry) or self._opened(entry) for entry in entries]
+        self._sweep()
+
+    def _opened(self, entry: SegmentEntry) -> Segment:
+        return Segment(self.folder, entry, self.manifest.dim, self.manifest.dtype)
+
+    def _next_number(self) -> int:
+        return 1 + max((int(e.file.name.removesuffix(".safetensors")) for e in self.manifest.segments), default=0)
+
+    def _sweep(self) -> None:
+        """Removes files that no state needs: of changes that were cut short, or whose documents were merged."""
+        needed = {file.name for file in self.manifest.files()} | {NAME, _LOCK}
+        for path in self.folder.iterdir():
+            if path.name not in needed and (path.suffix == ".tmp" or path.suffix == ".safetensors"):
+                path.unlink(missing_ok=True)
+
+    def _groups(self) -> Iterator[list[Segment]]:
+        """Neighbouring segments whose documents that are left fit one segment."""
+        group: list[Segment] = []
+        for segment in self._segments:
+            if not segment.living():
+                continue
+            if group and sum(member.living_tokens() for member in [*group, segment]) > self._most:
+                yield group
+                group = []
+            group.append(segment)
+        if group:
+            yield group
+
+
+def _chunks(bounds: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of documents of at most `most` vectors each."""
+    first = 0
+    for last in range(1, len(bounds)):
+        if last > first + 1 and bounds[last] - bounds[first] > most:
+            yield first, last - 1
+            first = last - 1
+    yield first, len(bounds) - 1

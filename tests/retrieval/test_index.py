@@ -1,0 +1,280 @@
+"""The index: exact answers, changes that are whole or not there, and damage that is found."""
+
+import json
+import multiprocessing
+import time
+
+import index_histories as histories
+import pytest
+import torch
+
+from modernbert_fast.retrieval import Index, IndexWriter
+from modernbert_fast.retrieval import writer as writers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+D = 16
+
+
+def corpus(documents=60, longest=7, seed=0):
+    """ids, vectors (T, D) normalized, bounds; some documents are empty."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, longest + 1, (documents,), generator=draw)
+    vectors = torch.nn.functional.normalize(torch.randn(int(lengths.sum()), D, generator=draw), dim=1)
+    return [f"doc {i}" for i in range(documents)], vectors, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+
+
+def fill(folder, dtype="float16", **options):
+    ids, vectors, bounds = corpus(**options)
+    with IndexWriter(folder, D, dtype) as writer:
+        for first in range(0, len(ids), 25):  # several segments
+            some = slice(first, first + 25)
+            cut = bounds[first : first + 26]
+            attributes = [{"parity": i % 2, "name": name} for i, name in enumerate(ids)][some]
+            writer.add(ids[some], vectors[cut[0] : cut[-1]], cut - cut[0], attributes)
+    return ids, vectors, bounds
+
+
+def scales_of(segment):
+    return 1 if segment.scales is None else segment.scales.repeat_interleave(segment.bounds.diff())[:, None]
+
+
+def ranking(vectors, bounds, query, keep=lambda i: True):
+    """Scores in float64 of each document with vectors that is kept, best first: [(score, place)]."""
+    scores = []
+    for place, (a, b) in enumerate(zip(bounds.tolist(), bounds.tolist()[1:], strict=False)):
+        if b > a and keep(place):
+            scores.append((float((query.double() @ vectors[a:b].double().T).amax(1).sum()), place))
+    return sorted(scores, key=lambda found: (-found[0], found[1]))
+
+
+@pytest.mark.parametrize("dtype, error", [("float16", 2e-3), ("int8", 2e-2)])
+def test_search_is_exact(tmp_path, dtype, error):
+    ids, _, bounds = fill(tmp_path / "index", dtype)
+    index = Index(tmp_path / "index")
+    stored = torch.cat([s.vectors.float() * scales_of(s) for s in index.segments])
+    torch.testing.assert_close(stored, corpus()[1], atol=error, rtol=0)
+    queries = torch.nn.functional.normalize(torch.randn(9, D), dim=1)
+    hits = index.search(queries, torch.tensor([0, 4, 9], dtype=torch.int32), k=8)
+    for rows, found in zip((queries[:4], queries[4:]), hits, strict=True):
+        expected = ranking(stored, bounds, rows)[:8]
+        assert [hit.id for hit in found] == [ids[place] for _, place in expected]
+        torch.testing.assert_close([hit.score for hit in found], [score for score, _ in expected], atol=1e-5, rtol=0)
+        assert all(hit.attributes["name"] == hit.id for hit in found)
+
+
+def test_filters(tmp_path):
+    ids, vectors, bounds = fill(tmp_path / "index")
+    index = Index(tmp_path / "index")
+    query = torch.randn(1, D)
+    for where, keep in (
+        ({"parity": 1}, lambda i: i % 2 == 1),
+        ({"name": ["doc 3", "doc 5", "doc 40"]}, lambda i: i in (3, 5, 40)),
+        ({"parity": 1, "name": "doc 4"}, lambda i: False),
+        ({"unknown": 1}, lambda i: False),
+    ):
+        found = [hit.id for hit in index.search(query, k=100, where=where)[0]]
+        assert found == [ids[place] for _, place in ranking(vectors.half(), bounds, query, keep)], where
+
+
+def test_equal_scores_in_the_order_they_were_added(tmp_path):
+    with IndexWriter(tmp_path, 2) as writer:
+        for first in (0, 4):
+            writer.add([str(i) for i in range(first, first + 4)], torch.ones(4, 2))
+    assert [hit.id for hit in Index(tmp_path).search(torch.ones(1, 2), k=6)[0]] == list("012345")
+
+
+def test_a_query_scores_alone_as_in_company(tmp_path):
+    fill(tmp_path / "index")
+    index = Index(tmp_path / "index")
+    queries = torch.randn(12, D)
+    bounds = torch.tensor([0, 5, 6, 12], dtype=torch.int32)
+    together = index.search(queries, bounds, k=5)
+    for i, (a, b) in enumerate(zip(bounds.tolist(), bounds.tolist()[1:], strict=False)):
+        assert index.search(queries[a:b], torch.tensor([0, b - a], dtype=torch.int32), k=5) == [together[i]]
+
+
+def test_large_searches_go_a_chunk_at_a_time(tmp_path, monkeypatch):
+    fill(tmp_path / "index")
+    index, queries = Index(tmp_path / "index"), torch.randn(3, D)
+    whole = index.search(queries, k=7)
+    monkeypatch.setattr("modernbert_fast.retrieval.index._RESULTS", 20)
+    assert index.search(queries, k=7) == whole
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_histories(tmp_path, seed):
+    steps, states = histories.history(seed)
+    reader = None
+    for (action, given), state in zip(steps, states[1:], strict=True):
+        with IndexWriter(tmp_path, histories.DIM) as writer:
+            histories.take(writer, action, given)
+            assert len(writer) == len(state)
+        assert histories.content(tmp_path) == state
+        reader = reader or Index(tmp_path)
+        reader.refresh()
+        assert len(reader) == len(state)
+        assert reader.verify() == []
+
+
+def test_merging_keeps_the_answers_and_gives_room_back(tmp_path, monkeypatch):
+    fill(tmp_path)
+    with IndexWriter(tmp_path) as writer:
+        writer.delete([f"doc {i}" for i in range(0, 60, 3)])
+        before, query = Index(tmp_path), torch.randn(2, D)
+        monkeypatch.setattr(writers, "_ELEMENTS", 100 * D)
+        writer.merge()
+    after = Index(tmp_path)
+    assert 1 < len(after.segments) <= 3
+    assert all(segment.live is None and segment.entry.tokens <= 100 for segment in after.segments)
+    assert after.search(query, k=60) == before.search(query, k=60)  # the former files are gone, but not for `before`
+    assert not before.verify() == []
+
+
+def test_kills_lose_nothing(tmp_path):
+    for seed in range(40):
+        histories.killed_once(tmp_path / str(seed), seed)
+
+
+def test_a_kill_between_rename_and_answer_would_be_noticed(tmp_path, monkeypatch):
+    """The check has teeth: a writer that acknowledges before its manifest is there loses something."""
+    monkeypatch.setattr("modernbert_fast.retrieval.manifest.Manifest.commit", lambda self, folder: None)
+    steps, states = histories.history(0)
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        histories.killed_once(tmp_path, 0)
+
+
+def test_fuzzed_files_never_crash(tmp_path):
+    rounds = 1500
+    assert histories.fuzzed(tmp_path, rounds) > 0.9 * rounds  # the rest tells lies that do no harm
+
+
+def test_every_flipped_byte_is_found_and_named(tmp_path):
+    fill(tmp_path, documents=3, longest=2)
+    with IndexWriter(tmp_path) as writer:
+        writer.delete(["doc 1"])
+    for path in tmp_path.iterdir():
+        good = path.read_bytes()
+        for at in range(len(good)):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 16]) + good[at + 1 :])
+            try:
+                found = Index(tmp_path).verify()
+            except ValueError as error:
+                found = [str(error)]
+            harmless = path.suffix == ".json" and same_json(path.read_bytes(), good)
+            assert harmless or any(path.name in sentence for sentence in found), (path.name, at)
+        path.write_bytes(good)
+
+
+def same_json(data, good):
+    """Whether a flip turned one kind of blank into another."""
+    try:
+        return json.loads(data) == json.loads(good)
+    except ValueError:
+        return False
+
+
+def read_on(folder, states, finished, answers):
+    """A reader: every state it sees is one that was committed, and states never go back."""
+    index, count, last = Index(folder), 0, False
+    while not last:
+        last, seen = finished.is_set(), index.manifest.generation
+        index.refresh()
+        assert index.manifest.generation >= seen
+        hits = index.search(torch.ones(1, 2), k=1000)[0]
+        assert [hit.id for hit in hits] == states[index.manifest.generation]
+        count += 1
+    answers.put((count, index.manifest.generation))
+
+
+def test_readers_go_on_while_one_writes(tmp_path, seconds=4, readers=3):
+    """State g of this history is known beforehand; document i scores 2 * (i + 1)."""
+    states, alive = [[]], []
+    steps = []
+    for step in range(400):
+        action = ("add", "add", "delete", "add", "merge")[step % 5]
+        if action == "add":
+            alive = [*alive, step]
+        elif action == "delete":
+            alive = alive[1:]
+        steps.append((action, states[-1][-1] if action == "delete" else None))
+        states.append([str(i) for i in sorted(alive, reverse=True)])
+    with IndexWriter(tmp_path, 2) as writer:
+        context = multiprocessing.get_context("fork")
+        answers, finished, until = context.Queue(), context.Event(), time.monotonic() + seconds
+        group = [context.Process(target=read_on, args=(tmp_path, states, finished, answers)) for _ in range(readers)]
+        for process in group:
+            process.start()
+        for step, (action, name) in enumerate(steps):
+            if time.monotonic() > until:
+                break
+            if action == "add":
+                writer.add([str(step)], torch.full((1, 2), float(step + 1)))
+            elif action == "delete":
+                assert writer.delete([name]) == 1
+            else:
+                writer.merge()
+        finished.set()
+        for process in group:
+            process.join()
+    assert [process.exitcode for process in group] == [0] * readers
+    for _ in group:
+        count, seen = answers.get()
+        assert count > 10 and seen == writer.manifest.generation
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"ids": ["a", "a"]}, "given twice"),
+        ({"ids": ["a", ""]}, "an id is a string"),
+        ({"ids": ["a", 3]}, "an id is a string"),
+        ({"ids": ["a", "x" * 2000]}, "an id is a string"),
+        ({"ids": ["a", "old"]}, "is in the index"),
+        ({"ids": ["a"]}, "1 ids for 2 documents"),
+        ({"vectors": torch.ones(2, 3)}, "vectors"),
+        ({"vectors": torch.tensor([[1.0, 2], [1, float("nan")]])}, r"document 1 \('b'\)"),
+        ({"vectors": torch.tensor([[1.0, 2], [1, 1e5]])}, "too large"),
+        ({"cu_seqlens": torch.tensor([0, 2, 1], dtype=torch.int32)}, "cu_seqlens"),
+        ({"cu_seqlens": torch.tensor([0, 1, 3], dtype=torch.int32)}, "cu_seqlens"),
+        ({"attributes": [{}]}, "1 attributes for 2 documents"),
+        ({"attributes": [{}, {"a": {1, 2}}]}, "document 1: attributes"),
+        ({"attributes": [{}, {1: 2}]}, "document 1: attributes"),
+    ],
+)
+def test_a_bad_document_changes_nothing(tmp_path, change, message):
+    with IndexWriter(tmp_path, 2) as writer:
+        writer.add(["old"], torch.ones(1, 2))
+        given = {"ids": ["a", "b"], "vectors": torch.ones(2, 2)}
+        with pytest.raises((ValueError, TypeError), match=message):
+            writer.add(**{**given, **change})
+        assert [hit.id for hit in Index(tmp_path).search(torch.ones(1, 2))[0]] == ["old"]
+        writer.add(**given)
+        assert len(Index(tmp_path)) == 3
+
+
+def test_bad_requests(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Index(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no index"):
+        IndexWriter(tmp_path)
+    with pytest.raises(ValueError, match="dtype"):
+        IndexWriter(tmp_path, 2, "float32")
+    with pytest.raises(ValueError, match="dim"):
+        IndexWriter(tmp_path, 0)
+    with IndexWriter(tmp_path, 2) as writer:
+        with pytest.raises(BlockingIOError, match="somebody else"):
+            IndexWriter(tmp_path)
+        assert Index(tmp_path).search(torch.ones(3, 2)) == [[], [], []]
+        writer.add(["a"], torch.ones(1, 2))
+    with pytest.raises(ValueError, match="dim is 2"):
+        IndexWriter(tmp_path, 3)
+    with pytest.raises(ValueError, match="dtype is float16"):
+        IndexWriter(tmp_path, 2, "int8")
+    index = Index(tmp_path)
+    with pytest.raises(ValueError, match="queries"):
+        index.search(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="k must"):
+        index.search(torch.ones(1, 2), k=0)
+    with pytest.raises(ValueError, match="cu_queries"):
+        index.search(torch.ones(1, 2), torch.tensor([0, 5], dtype=torch.int32))
+    assert index.search(torch.ones(1, 2))[0][0].id == "a"
