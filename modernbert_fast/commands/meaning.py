@@ -1,4 +1,4 @@
-"""What trained weights give, those of the small model of this package: words for masks, paragraphs for questions."""
+"""What trained weights give, those of the small model of this package: words for masks, the nearest paragraphs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,17 @@ from modernbert_fast.tiny import FOLDER
 from modernbert_fast.training.flatten import flatten
 
 PROMPTS = (
-    "Return the [MASK] of the elements along the given axis.",
     "If the file does not [MASK], an error is raised.",
-    "The default value is [MASK].",
+    "Return True if the object is an [MASK] of the class.",
+    "See the [MASK] for more information.",
 )
-QUESTIONS = ("How do I catch an error?", "repeat a block of code", "How are numbers written in hexadecimal?")
+QUERIES = (
+    "what happens when an exception is raised",
+    "the value of an attribute of an object",
+    "methods that are called when an object is deleted",
+)
 BATCH = 64
-COLUMN = 60
+COLUMN, SHOWN = 54, 80
 
 
 def load() -> tuple[Any, Any]:
@@ -61,7 +65,10 @@ def nearest(queries: torch.Tensor, paragraphs: torch.Tensor) -> list[int]:
 
 
 def show() -> None:
-    """Prints words for PROMPTS and paragraphs of Python's manual for QUESTIONS."""
+    """Prints words for PROMPTS and paragraphs of Python's manual for QUERIES."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading, in the midst of the output
     model, tokenizer = load()
     paragraphs = manual_paragraphs()
     print("the small model of this package, trained on the prose of Python packages, fills masks")
@@ -69,7 +76,7 @@ def show() -> None:
         words = ", ".join(f"{word} {share:.0%}" for word, share in fill_mask(model, tokenizer, prompt))
         print(f"  {prompt:<{COLUMN}} {words}")
     print(f"and finds the nearest of {len(paragraphs)} paragraphs of Python's manual")
-    found = nearest(vectors(model, tokenizer, QUESTIONS), vectors(model, tokenizer, [text for _, text in paragraphs]))
-    for question, number in zip(QUESTIONS, found, strict=True):
+    found = nearest(vectors(model, tokenizer, QUERIES), vectors(model, tokenizer, [text for _, text in paragraphs]))
+    for query, number in zip(QUERIES, found, strict=True):
         topic, text = paragraphs[number]
-        print(f"  {question:<{COLUMN}} {topic}: {text[:COLUMN]}...")
+        print(f"  {query:<{COLUMN}} {topic}: {text[:SHOWN]}...")
