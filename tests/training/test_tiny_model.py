@@ -134,9 +134,11 @@ def f(x):
 
     Notes
     -----
-    This is *not* the function that one should use where the array may be empty::
+    This is *not* the function that one should use where the array may be empty.
 
-        this is code and it is not prose
+    An example of it is this::
+
+        This line of a literal block is not to be read as one of the sentences.
 
     >>> f([1, 2])
     2
@@ -152,6 +154,7 @@ def f(x):
     assert [text for text in found if text] == [
         "Return the largest of the elements of an array.",
         "The array of which the largest element is wanted, see numpy.max.",
+        "This is not the function that one should use where the array may be empty.",
         "The first point of a list is a sentence too.",
         "A comment of several lines is prose as well, if it is made of sentences.",
     ]
