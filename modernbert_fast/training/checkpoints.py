@@ -50,6 +50,19 @@ def staged(output: Path, name: str, writes: bool) -> Iterator[Path]:
     staging.rmdir()
 
 
+def check_weights(folder: Path, adapter: bool) -> None:
+    """Looks before transformers and peft do, who would read pickled weights where there are no others.
+
+    Raises:
+        ValueError: there is no safetensors file, or there is a pickle.
+    """
+    name = "adapter_model.safetensors" if adapter else "model.safetensors"
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder}: no checkpoint to resume from, for it has no {name}")
+    if pickled := sorted(folder.rglob("*.bin")):
+        raise ValueError(f"{pickled[0]}: pickled weights, which can run code when read; a checkpoint here has none")
+
+
 def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, writes: bool) -> None:
     """optimizer.safetensors with the state of every parameter under its name, whole; optimizer.json with the rest.
 

@@ -184,9 +184,9 @@ def build_model(config: Any, phase: Phase, objective: Objective, source: Path | 
     if source is None:
         model = kind(config)
     elif _shape(transformers.ModernBertConfig.from_pretrained(source)) == _shape(config):
-        model = kind.from_pretrained(source, config=config, dtype="float32")
+        model = kind.from_pretrained(source, config=config, dtype="float32", use_safetensors=True)
     else:
-        small = kind.from_pretrained(source, dtype="float32")
+        small = kind.from_pretrained(source, dtype="float32", use_safetensors=True)
         model = kind(config)
         sizes = EncoderConfig.from_hf(small.config), EncoderConfig.from_hf(config)
         model.load_state_dict(initialise.from_smaller(small.state_dict(), sizes[0], model.state_dict(), sizes[1]))

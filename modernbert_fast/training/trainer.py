@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.trainer_utils import rotate_checkpoints
 
 from modernbert_fast import heads
@@ -246,10 +247,15 @@ class PretrainingTrainer(transformers.Trainer):
             self._save(output_dir, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_sharded:
-            sharding.load(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        checkpoints.check_weights(folder, adapter=hasattr(self.model, "peft_config"))
+        try:
+            if self.is_sharded:
+                sharding.load(self.model, folder)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except SafetensorError as error:
+            raise ValueError(f"{folder}: weights that are no valid safetensors file: {error}") from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder = Path(output_dir)

@@ -8,9 +8,10 @@ import signal
 import pretraining_runs as runs
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from modernbert_fast.training import checkpoints
+from modernbert_fast.training import checkpoints, pretraining
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,6 +121,19 @@ def test_a_damaged_checkpoint_is_refused_by_name(stores, undisturbed, tmp_path, 
     (folder / name).write_bytes((folder / name).read_bytes()[:50])
     with pytest.raises(ValueError, match=name):
         train(stores, tmp_path, str(folder))
+
+
+def test_pickled_weights_are_not_read(stores, undisturbed, tmp_path):
+    folder = tmp_path / "checkpoint-6"
+    shutil.copytree(undisturbed / "checkpoint-6", folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: pickled"):
+        train(stores, tmp_path, str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-6: .* no model\.safetensors"):
+        train(stores, tmp_path, str(folder))
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        pretraining.build_model(runs.make_config(stores), runs.PHASE, pretraining.Objective(), folder, 0)
 
 
 def test_a_new_phase_takes_the_moments_and_its_own_rates(stores, undisturbed, tmp_path):
