@@ -227,7 +227,8 @@ def trainer_of(
     """
     store, held_out = stores
     schedule, steps = phase.batches, phase.batches.steps(phase.tokens)
-    rates = learning_rate_arguments(steps, schedule.steps(phase.warmup_tokens), schedule.steps(phase.decay_tokens))
+    decay_steps = steps - schedule.steps(phase.tokens - phase.decay_tokens)  # of full batches, unlike the first ones
+    rates = learning_rate_arguments(steps, schedule.steps(phase.warmup_tokens), decay_steps)
     args = pretraining_arguments(
         folder,
         learning_rate=phase.learning_rate,

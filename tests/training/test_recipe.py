@@ -1,5 +1,6 @@
 """Averaging, longer texts, weights from a smaller model, and the command that carries a recipe out."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -159,6 +160,18 @@ def test_models_that_cannot_be_started_from(changes, key):
     configs = EncoderConfig.from_hf(small.config), EncoderConfig.from_hf(large.config)
     with pytest.raises(ValueError, match=key):
         initialise.from_smaller(small.state_dict(), configs[0], large.state_dict(), configs[1])
+
+
+# Phases
+
+
+def test_decay_counts_the_batches_of_the_end(tmp_path, manual):
+    stores = runs.make_stores(tmp_path / "stores", manual)
+    growing = dataclasses.replace(runs.PHASE, first_batch=2, batch_warmup_tokens=1536, micro_batch=8)
+    trainer = runs.make_trainer(stores, tmp_path, phase=growing)
+    assert [growing.batches.at(step) for step in range(7)] == [128, 128, 256, 256, 384, 384, 512]
+    assert trainer.args.max_steps == 6 + 5
+    assert trainer.args.lr_scheduler_kwargs["num_decay_steps"] == 2  # 1,024 tokens are 6 steps of the small batches
 
 
 # The command
