@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import modernbert_fast as mf
 from modernbert_fast import cli
 from modernbert_fast.config import EncoderConfig
-from modernbert_fast.training import initialise, presets, pretraining
+from modernbert_fast.training import averaging, initialise, presets, pretraining
 from modernbert_fast.training.averaging import average
 from modernbert_fast.training.extension import extended_config
 from modernbert_fast.training.modeling import ModernBertForPreTraining
@@ -67,6 +67,22 @@ def test_checkpoints_that_do_not_fit_together(tmp_path):
         average([tmp_path / "a"], tmp_path / "b")
     with pytest.raises(FileNotFoundError):
         average([tmp_path / "a", tmp_path / "nowhere"], tmp_path / "mean")
+
+
+def test_an_average_is_whole_or_not_there(tmp_path, monkeypatch):
+    saved(tmp_path / "a", 0)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(averaging, "save_file", full_disk)
+        average([tmp_path / "a"], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+    average([tmp_path / "a"], tmp_path / "mean")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "mean"}
+    assert (tmp_path / "mean" / "model.safetensors").is_file()
+
+
+def full_disk(tensors, path, metadata):
+    path.write_bytes(b"half")
+    raise OSError("the disk is full")
 
 
 # Longer texts
