@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modernbert_fast.durable import write_json
+from modernbert_fast import durable
 from modernbert_fast.untrusted import read_json
 
 STAGING = ".saving"
@@ -41,13 +41,11 @@ def staged(output: Path, name: str, writes: bool) -> Iterator[Path]:
     yield staging
     if not writes:
         return
-    for path in (staging / name).rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    durable.sync_tree(staging / name)
     shutil.rmtree(output / name, ignore_errors=True)
     os.replace(staging / name, output / name)
     staging.rmdir()
+    durable.sync_folder(output)
 
 
 def check_weights(folder: Path, adapter: bool) -> None:
@@ -80,7 +78,7 @@ def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
                 _put(tensors, values, f":{number}:{key}", value)
     if writes:
         save_file(tensors, folder / f"{_OPTIMIZER}.safetensors")
-        write_json(folder / f"{_OPTIMIZER}.json", values)
+        durable.write_json(folder / f"{_OPTIMIZER}.json", values)
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rates: bool = True) -> None:
@@ -181,7 +179,7 @@ def load_data_state(folder: Path) -> dict[str, np.ndarray]:
 
 def save_values(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     """name.json, of a schedule or a gradient scaler."""
-    write_json(folder / f"{name}.json", dict(values))
+    durable.write_json(folder / f"{name}.json", dict(values))
 
 
 def load_values(folder: Path, name: str) -> dict[str, Any]:
