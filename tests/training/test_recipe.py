@@ -187,7 +187,7 @@ def test_decay_counts_the_batches_of_the_end(tmp_path, manual):
     trainer = runs.make_trainer(stores, tmp_path, phase=growing)
     assert [growing.batches.at(step) for step in range(7)] == [128, 128, 256, 256, 384, 384, 512]
     assert trainer.args.max_steps == 6 + 5
-    assert trainer.args.lr_scheduler_kwargs["num_decay_steps"] == 2  # 1,024 tokens are 6 steps of the small batches
+    assert trainer.args.lr_scheduler_kwargs["num_decay_steps"] == 2  # the first 1,024 tokens are 5 steps
 
 
 # The command
