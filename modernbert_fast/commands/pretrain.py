@@ -12,6 +12,7 @@ from modernbert_fast.commands import CommandError, require
 from modernbert_fast.commands.models import folder_of, positive
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.training import presets
+from modernbert_fast.untrusted import read_json
 
 help = "pre-train, or continue, on text: masked tokens and sentence order"
 
@@ -256,7 +257,7 @@ def _claim(args: argparse.Namespace, plan: dict[str, Any]) -> None:
             raise CommandError(f"{args.output} is not empty and holds no run")
         write_json(path, plan)
         return
-    former = json.loads(path.read_text(encoding="utf-8"))
+    former = read_json(path)
     differing = sorted(key for key in plan if former.get(key) != plan[key])
     if differing:
         raise CommandError(f"{args.output} holds a run with another {differing[0]}; choose another folder")

@@ -1,6 +1,7 @@
 """Documents from files, folders and datasets; sentences; a tokenizer of one's own."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest

@@ -279,6 +279,9 @@ def test_a_phase_that_was_stopped_is_resumed(run, tmp_path, capsys):
     assert weights[0] == weights[1]
     assert cli.main([*again, "--resume", "--seed", "1"]) == 2
     assert "another seed" in capsys.readouterr().err
+    (copy / "plan.json").write_text("[]")
+    assert cli.main([*again, "--resume"]) == 2
+    assert str(copy / "plan.json") in capsys.readouterr().err
 
 
 def test_a_larger_model_starts_from_a_smaller(run, texts, tmp_path, capsys):
