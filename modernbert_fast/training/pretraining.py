@@ -89,6 +89,8 @@ class Options:
     def arguments(self, steps: int) -> dict[str, Any]:
         """Of pretraining_arguments."""
         log = self.log_steps or max(1, steps // 200)
+        if self.save_steps and not self.log_steps:  # they must be a multiple
+            log = next(fewer for fewer in range(min(log, self.save_steps), 0, -1) if self.save_steps % fewer == 0)
         save = self.save_steps or max(1, steps // 10 // log) * log
         return {
             "logging_steps": log,

@@ -127,7 +127,6 @@ def test_long_runs_of_full_stops_take_no_longer_than_other_text():
     assert time.monotonic() - begin < 5  # quadratic: half an hour
 
 
-
 def test_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers")
     from modernbert_fast.commands.corpus import manual_texts

@@ -190,6 +190,27 @@ def test_decay_counts_the_batches_of_the_end(tmp_path, manual):
     assert trainer.args.lr_scheduler_kwargs["num_decay_steps"] == 2  # the first 1,024 tokens are 5 steps
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"name": "../up"}, "names a folder"),
+        ({"name": ""}, "names a folder"),
+        ({"warmup_tokens": -1}, "warmup_tokens"),
+        ({"decay_tokens": -1}, "decay_tokens"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+    ],
+)
+def test_phases_that_make_no_sense(changes, word):
+    with pytest.raises(ValueError, match=word):
+        dataclasses.replace(runs.PHASE, **changes)
+
+
+def test_steps_between_records_divide_those_between_checkpoints():
+    for steps, save, log in ((1000, 7, 1), (2000, 15, 5), (2000, 20, 10), (8, 3, 1), (2000, None, 10)):
+        arguments = pretraining.Options(save_steps=save).arguments(steps)
+        assert arguments["logging_steps"] == log and arguments["save_steps"] % log == 0
+
+
 # The command
 
 
@@ -326,6 +347,12 @@ def test_weights_are_trained_on_as_they_are(run, texts, tmp_path):
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "{texts}", "--hidden", "100"], "--hidden"),
         (["--data", "{texts}", "--preset", "base", "--layers", "3"], "--layers"),
+        (["--data", "{texts}", "--preset", "base", "--warmup", "0"], "--warmup"),
+        (["--data", "{texts}", "--preset", "base", "--decay", "0.1"], "--decay"),
+        (["--data", "{texts}", "--masked", "0"], "masked must"),
+        (["--data", "{texts}", "--learning-rate", "0"], "learning_rate must"),
+        (["--data", "{texts}", "--learning-rate", "nan"], "learning_rate must"),
+        (["--data", "{texts}", "--rope-theta", "0"], "rope_theta must"),
         (["--data", "{texts}", "--recipe", "/nowhere.json"], "/nowhere.json"),
         (["--data", "{texts}", "--init-from", "/nowhere/model"], "/nowhere/model"),
         (["--data", "{texts}", "--vocabulary", "20"], "vocab"),
