@@ -282,7 +282,8 @@ def test_a_run_leaves_its_log_and_its_plot(run):
         assert list((folder / phase / "runs").rglob("events.out.tfevents*")), length
         assert "tokens_per_second" in json.loads((folder / phase / "history.jsonl").read_text().splitlines()[0])
     first = [runs.losses(folder / phase, "mlm_loss")[0] for phase in ("1-short", "2-long")]
-    assert first[1] < first[0] - 0.05  # the second phase goes on from the weights of the first
+    # The second phase goes on from the weights of the first; a random start begins near ln(512) again.
+    assert first[1] < first[0] - 0.05
 
 
 def test_a_phase_that_was_stopped_is_resumed(run, tmp_path, capsys):
@@ -326,6 +327,7 @@ def test_a_larger_model_starts_from_a_smaller(run, texts, tmp_path, capsys):
     small, large = (load_file(path / "model" / "model.safetensors") for path in (folder, tmp_path / "out"))
     name = "model.embeddings.tok_embeddings.weight"
     assert large[name].shape == (512, 128) and large["model.layers.3.mlp.Wi.weight"].shape == (384, 128)
+    # Two steps at 8e-4 move an entry by 2e-3 at most, a tenth of the spread of 0.02 that it began with.
     assert hf.relative(large[name][:, 32:96], small[name]) < 0.2
 
 
@@ -338,7 +340,7 @@ def test_weights_are_trained_on_as_they_are(run, texts, tmp_path):
     assert config.hidden_size == 64 and config.max_position_embeddings == 256
     assert config.rope_parameters["full_attention"]["rope_theta"] == 20_000
     firsts = [runs.losses(path, "mlm_loss")[0] for path in (tmp_path / "out" / "1-pretraining", folder / "1-short")]
-    assert firsts[0] < firsts[1] - 0.05
+    assert firsts[0] < firsts[1] - 0.05  # as above
 
 
 @pytest.mark.parametrize(
