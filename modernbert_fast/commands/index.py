@@ -70,13 +70,14 @@ def build(args: argparse.Namespace) -> int:
     with IndexWriter(args.index, dim, args.store, {"model": args.model}) as writer:
         if writer.manifest.about.get("model") != args.model:
             raise CommandError(f"{args.index} was begun with {writer.manifest.about.get('model')}, not {args.model}")
-        left = (row for row in itertools.chain([first], rows) if row[0] not in writer)
+        there = set(writer) if args.resume else set()
+        left = (row for row in itertools.chain([first], rows) if row[0] not in there)
         return _add(writer, encoder, left, args.batch, replace=False)
 
 
 def add(args: argparse.Namespace) -> int:
     with IndexWriter(args.index) as writer:
-        encoder = _encoder(args, args.model or writer.manifest.about["model"])
+        encoder = _encoder(args, args.model or _own_model(writer))
         return _add(writer, encoder, _rows(args), args.batch, args.replace)
 
 
@@ -95,12 +96,13 @@ def search(args: argparse.Namespace) -> int:
         if not sign:
             raise CommandError(f"--where {condition}: write KEY=VALUE")
         where.setdefault(key, []).append(value)
-    encoder = _encoder(args, args.model or index.manifest.about["model"])
+    encoder = _encoder(args, args.model or _own_model(index))
     vectors, bounds = encoder.queries(args.queries)
     found = index.search(vectors, bounds, args.k, where)
     for query, hits in zip(args.queries, found, strict=True):
         for hit in hits:
-            print(json.dumps({"query": query, "id": hit.id, "score": round(hit.score, 6), **hit.attributes}))
+            answer = {"query": query, "id": hit.id, "score": round(hit.score, 6), "attributes": hit.attributes}
+            print(json.dumps(answer))
     return 0
 
 
@@ -125,6 +127,8 @@ ACTIONS = {"build": build, "add": add, "delete": delete, "search": search, "veri
 def _rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Id, text and attributes of each row of the input."""
     keys = [key for key in args.attributes.split(",") if key]
+    if args.input.suffix == ".txt" and (args.id or keys):
+        raise CommandError(f"{args.input}: a .txt has texts alone, no --id and no --attributes")
     ids = read_texts(args.input, args.id) if args.id else map(str, itertools.count(1))
     facts = zip(*(read_texts(args.input, key) for key in keys), strict=True) if keys else itertools.repeat(())
     for name, text, values in zip(ids, read_texts(args.input, args.field), facts, strict=False):
@@ -136,10 +140,22 @@ def _add(writer: IndexWriter, encoder: Any, rows: Iterator[Any], batch: int, rep
     while chunk := list(itertools.islice(rows, batch)):
         ids, texts, attributes = zip(*chunk, strict=True)
         vectors, bounds = encoder.documents(texts)
-        writer.add(ids, vectors, bounds, attributes, replace=replace)
+        try:
+            writer.add(ids, vectors, bounds, attributes, replace=replace)
+        except ValueError as error:
+            before = f" ({added} texts before were added)" if added else ""
+            raise CommandError(f"{str(error).replace('replace=True', '--replace')}{before}") from error
         added += len(chunk)
     print(f"{writer.folder}: {added} texts added, {len(writer)} in all")
     return 0
+
+
+def _own_model(index: Index | IndexWriter) -> str:
+    """What the vectors of an index were made by."""
+    model = index.manifest.about.get("model")
+    if not isinstance(model, str):
+        raise CommandError(f"{index.folder} does not say which model made its vectors: give --model")
+    return model
 
 
 def _encoder(args: argparse.Namespace, model: str) -> Any:

@@ -90,12 +90,14 @@ class Index:
             where: attributes that a document must have; a list means any of its values.
 
         Raises:
-            ValueError: on shapes that do not fit, or k below 1.
+            ValueError: on shapes that do not fit, queries that are not finite, or k below 1.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         if queries.dim() != 2 or queries.shape[1] != self.manifest.dim:
             raise ValueError(f"queries must be (Tq, {self.manifest.dim}), got {tuple(queries.shape)}")
+        if not bool(queries.isfinite().all()):
+            raise ValueError("queries must be finite")
         if cu_queries is None:
             cu_queries = torch.arange(queries.shape[0] + 1, dtype=torch.int32)
         queries = queries.float()
@@ -115,7 +117,7 @@ class Index:
 
     def verify(self) -> list[str]:
         """Reads every byte of the state; what is damaged, a sentence each, the file named."""
-        return [sentence for file in self.manifest.files() for sentence in file.damage(self.folder)]
+        return [sentence for segment in self.segments for sentence in segment.damage()]
 
     def _scores(self, segment: Segment, queries: torch.Tensor, cu_queries: torch.Tensor) -> torch.Tensor:
         """(Bq, N) fp32; documents a chunk at a time, since winners take as much room as scores."""

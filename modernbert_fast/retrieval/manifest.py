@@ -94,7 +94,11 @@ class Manifest:
             raise ValueError(f"{path}: {error}") from error
 
     def commit(self, folder: Path) -> None:
-        """Makes this the state of the index; readers see it from here on."""
+        """Makes this the state of the index; readers see it from here on.
+
+        Raises:
+            ValueError: it would be larger than `read` takes.
+        """
         record = {
             "format": FORMAT,
             "version": VERSION,
@@ -104,7 +108,9 @@ class Manifest:
             "about": self.about,
             "segments": [segment.to_json() for segment in self.segments],
         }
-        record = json.loads(json.dumps(record))  # as it will be read back
+        if len(text := json.dumps(record, indent=2)) > untrusted.MAX_JSON_BYTES - 1024:
+            raise ValueError(f"{folder}: too much for one manifest; merge the index, or keep fewer facts about it")
+        record = json.loads(text)  # as it will be read back
         write_json(folder / NAME, {**record, "crc32": manifest_crc(record)})
 
     def with_segments(self, segments: tuple[SegmentEntry, ...]) -> Manifest:

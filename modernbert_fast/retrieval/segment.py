@@ -29,7 +29,7 @@ class Segment:
     """
 
     def __init__(self, folder: Path, entry: SegmentEntry, dim: int, dtype: str):
-        self.entry = entry
+        self.folder, self.entry = folder, entry
         tensors = entry.file.open(folder)
         self._where = folder / entry.file.name
         self.vectors = self._take(tensors, "vectors", quantize.STORED[dtype], entry.tokens, dim)
@@ -70,10 +70,17 @@ class Segment:
         """(N,) bool, the documents that are there and have these attributes; None when that is all of them."""
         if not where:
             return self.live
-        wanted = {key: value if isinstance(value, list | tuple | set) else (value,) for key, value in where.items()}
+        wanted = {
+            key: list(value) if isinstance(value, list | tuple | set) else [value] for key, value in where.items()
+        }
         fits = [all(row.get(key) in values for key, values in wanted.items()) for row in self.attributes]
         chosen = torch.tensor(fits, dtype=torch.bool)
         return chosen if self.live is None else chosen & self.live
+
+    def damage(self) -> list[str]:
+        """Reads every byte; what is wrong, a sentence each."""
+        files = (self.entry.file, self.entry.deleted)
+        return [sentence for file in files if file is not None for sentence in file.damage(self.folder)]
 
     def living(self) -> list[int]:
         """The rows of documents that are not deleted."""

@@ -24,18 +24,22 @@ class TextEncoder:
 
     Raises:
         ImportError: without sentence-transformers 6 or later.
-        OSError, ValueError: not a checkpoint.
+        OSError, ValueError: not a checkpoint, or one whose weights are pickled.
     """
 
     def __init__(self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None):
         import sentence_transformers as st
 
+        for pickled in folder.rglob(
+            "pytorch_model.bin"
+        ):  # sentence-transformers would unpickle those of its own modules
+            if not pickled.with_name("model.safetensors").exists():
+                raise ValueError(f"{pickled}: weights are read from safetensors only")
         settings = folder / _SETTINGS
         kind = json.loads(settings.read_text()).get("model_type") if settings.is_file() else None
         self.multi = kind == "MultiVectorEncoder"
-        options: dict[str, Any] = {"device": device, "local_files_only": True}
-        if dtype is not None:
-            options["model_kwargs"] = {"dtype": dtype}
+        weights: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
+        options: dict[str, Any] = {"device": device, "local_files_only": True, "model_kwargs": weights}
         model = (st.MultiVectorEncoder if self.multi else st.SentenceTransformer)(str(folder), **options)
         self.model = mf.accelerate(model)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,6 +20,8 @@ from modernbert_fast.retrieval.manifest import DTYPES, NAME, Manifest, SegmentEn
 from modernbert_fast.retrieval.segment import Segment, deleted_file
 
 _LOCK = "lock"
+_OWN = re.compile(rf"{_LOCK}|({re.escape(NAME)}|\d{{8,}}-\d+\.(segment|deleted)\.safetensors)(\.\d+\.tmp)?")
+_TIERS = 64  # segments after which an addition joins small ones
 _ELEMENTS = 2**29  # of a segment's vectors, a gigabyte in float16
 MAX_ID = 1024  # bytes
 _LARGEST_HALF = 65504.0
@@ -37,6 +41,7 @@ class IndexWriter:
 
     Raises:
         FileNotFoundError: there is no index, and no dim to make one.
+        FileExistsError: a new index in a folder that holds other files.
         BlockingIOError: somebody else writes to this index.
         ValueError: the index is damaged, or has another dim or dtype.
     """
@@ -57,6 +62,8 @@ class IndexWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         elif not (self.folder / NAME).exists():
             raise FileNotFoundError(f"{self.folder}: there is no index")
+        if strange := sorted(path.name for path in self.folder.iterdir() if not _OWN.fullmatch(path.name)):
+            raise FileExistsError(f"{self.folder} holds {strange[0]}, which is not of an index")
         self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             self._begin(dim, dtype, dict(about or {}))
@@ -92,8 +99,8 @@ class IndexWriter:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
 
     def close(self) -> None:
         """Lets others write."""
@@ -122,13 +129,14 @@ class IndexWriter:
         Raises:
             ValueError: on what does not fit the above; the message names the document.
         """
+        checks.floating(vectors=vectors)
+        checks.shape("vectors", vectors, None, self.manifest.dim)
         vectors = vectors.detach().cpu()
         bounds = torch.arange(vectors.shape[0] + 1, dtype=torch.int32) if cu_seqlens is None else cu_seqlens.cpu()
         self._check(ids, vectors, bounds, attributes, replace)
         if not ids:
             return
         entries: list[SegmentEntry] = []
-        number = self._next_number()
         for first, last in _chunks(bounds.tolist(), self._most):
             start, stop = int(bounds[first]), int(bounds[last])
             tensors = Segment.tensors(
@@ -138,11 +146,12 @@ class IndexWriter:
                 None if attributes is None else attributes[first:last],
                 self.manifest.dtype,
             )
-            file = CheckedFile.write(self.folder, f"{number + len(entries):08d}.safetensors", tensors)
+            file = CheckedFile.write(self.folder, self._name(len(entries), "segment"), tensors)
             entries.append(SegmentEntry(file, last - first, stop - start))
         kept = self._without({name for name in ids if name in self._rows}) if replace else self.manifest.segments
-        self._commit((*kept, *entries))
-        self._list(len(kept))
+        self._commit((*kept, *entries), listed=len(kept))
+        if len(self._segments) > _TIERS:
+            self._join(self._newest())
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes documents; how many of the ids were there."""
@@ -154,17 +163,41 @@ class IndexWriter:
         return len(present)
 
     def merge(self) -> None:
-        """Writes all documents anew in as few segments as hold them, and gives the room of deleted ones back."""
+        """Writes all documents anew in as few segments as hold them, and gives the room of deleted ones back.
+
+        Raises:
+            ValueError: a file is damaged; nothing was changed.
+        """
+        self._join(0)
+
+    def _join(self, first: int) -> None:
+        """Joins the segments from `first` on, after every byte of them was checked."""
         entries: list[SegmentEntry] = []
-        number = self._next_number()
-        for group in self._groups():
-            name = f"{number + len(entries):08d}.safetensors"
-            file = CheckedFile.write(self.folder, name, Segment.joined(group))
+        for group in self._groups(self._segments[first:]):
+            if len(group) == 1 and group[0].live is None:
+                entries.append(group[0].entry)
+                continue
+            if damage := [sentence for segment in group for sentence in segment.damage()]:
+                raise ValueError("; ".join(damage))
+            file = CheckedFile.write(self.folder, self._name(len(entries), "segment"), Segment.joined(group))
             documents = sum(len(segment.living()) for segment in group)
             entries.append(SegmentEntry(file, documents, sum(segment.living_tokens() for segment in group)))
-        self._commit(tuple(entries))
-        self._rows.clear()
-        self._list(0)
+        self._commit((*self.manifest.segments[:first], *entries), listed=first)
+
+    def _newest(self) -> int:
+        """The first segment of those at the end that are not much larger than what follows them.
+
+        So sizes fall by halves, and a document is written anew as often as the logarithm of their number.
+        """
+        first = len(self._segments) - 1
+        total = self._segments[first].entry.tokens
+        while first > 0 and (tokens := self._segments[first - 1].entry.tokens) <= 2 * total:
+            first, total = first - 1, total + tokens
+        return first
+
+    def _name(self, number: int, kind: str) -> str:
+        """Of a file of the next change: never the name of an earlier one."""
+        return f"{self.manifest.generation + 1:08d}-{number}.{kind}.safetensors"
 
     @property
     def _most(self) -> int:
@@ -178,8 +211,6 @@ class IndexWriter:
             self._rows.update((ids[row], (number, row)) for row in segment.living())
 
     def _check(self, ids: Any, vectors: Any, bounds: Any, attributes: Any, replace: bool) -> None:
-        checks.floating(vectors=vectors)
-        checks.shape("vectors", vectors, None, self.manifest.dim)
         if bounds.numel() - 1 != len(ids):
             raise ValueError(f"{len(ids)} ids for {bounds.numel() - 1} documents")
         checks.cu_seqlens("cu_seqlens", bounds, vectors.shape[0])
@@ -219,40 +250,38 @@ class IndexWriter:
             segment = self._segments[number]
             if segment.live is not None:
                 rows = rows | set((~segment.live).nonzero().squeeze(1).tolist())
-            stem = entries[number].file.name.removesuffix(".safetensors")
-            name = f"{stem}.deleted-{self.manifest.generation + 1:08d}.safetensors"
-            file = deleted_file(self.folder, name, list(rows))
+            file = deleted_file(self.folder, self._name(number, "deleted"), list(rows))
             entries[number] = SegmentEntry(
                 entries[number].file, entries[number].documents, entries[number].tokens, file
             )
         return tuple(entries)
 
-    def _commit(self, entries: tuple[SegmentEntry, ...]) -> None:
-        """Replaces the manifest; from here on the change is there."""
+    def _commit(self, entries: tuple[SegmentEntry, ...], listed: int | None = None) -> None:
+        """Replaces the manifest: the change is there. Documents of segments from `listed` on have a new place."""
+        known = dict(zip(self.manifest.segments, self._segments, strict=True))
+        segments = [known.get(entry) or self._opened(entry) for entry in entries]
         manifest = self.manifest.with_segments(entries)
         manifest.commit(self.folder)
-        known = dict(zip(self.manifest.segments, self._segments, strict=True))
-        self.manifest = manifest
-        self._segments = [known.get(entry) or self._opened(entry) for entry in entries]
+        self.manifest, self._segments = manifest, segments
+        if listed is not None:
+            self._list(listed)
         self._sweep()
 
     def _opened(self, entry: SegmentEntry) -> Segment:
         return Segment(self.folder, entry, self.manifest.dim, self.manifest.dtype)
 
-    def _next_number(self) -> int:
-        return 1 + max((int(e.file.name.removesuffix(".safetensors")) for e in self.manifest.segments), default=0)
-
     def _sweep(self) -> None:
         """Removes files that no state needs: of changes that were cut short, or whose documents were merged."""
         needed = {file.name for file in self.manifest.files()} | {NAME, _LOCK}
         for path in self.folder.iterdir():
-            if path.name not in needed and (path.suffix == ".tmp" or path.suffix == ".safetensors"):
-                path.unlink(missing_ok=True)
+            if path.name not in needed and _OWN.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # the next writer tries again
+                    path.unlink()
 
-    def _groups(self) -> Iterator[list[Segment]]:
+    def _groups(self, segments: Sequence[Segment]) -> Iterator[list[Segment]]:
         """Neighbouring segments whose documents that are left fit one segment."""
         group: list[Segment] = []
-        for segment in self._segments:
+        for segment in segments:
             if not segment.living():
                 continue
             if group and sum(member.living_tokens() for member in [*group, segment]) > self._most:

@@ -66,7 +66,7 @@ def test_every_text_finds_itself(tmp_path, capsys, model, source, texts, store):
     code, out, _ = run(capsys, "search", index, texts[3], texts[8], "-k", 2, "--device", "cpu")
     hits = found(out)
     assert code == 0 and [hits[0]["id"], hits[2]["id"]] == ["t3", "t8"]
-    assert hits[0]["score"] > hits[1]["score"] and hits[0]["name"] == "t3"
+    assert hits[0]["score"] > hits[1]["score"] and hits[0]["attributes"]["name"] == "t3"
     _, out, _ = run(capsys, "search", index, texts[3], "-k", 20, "--where", "parity=0", "--device", "cpu")
     assert sorted(hit["id"] for hit in found(out)) == ["t0", "t10", "t2", "t4", "t6", "t8"]
     code, out, _ = run(capsys, "delete", index, "t3", "t99")
@@ -98,15 +98,39 @@ def test_a_stopped_build_goes_on(tmp_path, capsys, model, source, monkeypatch):
     assert code == 0 and "4 texts added, 12 in all" in out
 
 
+def test_an_id_twice_is_refused_in_any_batch(tmp_path, capsys, model, source):
+    source.write_text(source.read_text() * 2)
+    build = ("build", tmp_path / "index", source, "--model", model, "--id", "name", "--batch", 12, "--device", "cpu")
+    code, _, err = run(capsys, *build)
+    assert code == 2 and "is in the index" in err and "12 texts before" in err
+
+
+def test_pickled_weights_are_refused(tmp_path, capsys, model, source):
+    torch.save({}, model / "pytorch_model.bin")
+    weights = (model / "model.safetensors").rename(model / "elsewhere")
+    try:
+        code, _, err = run(capsys, "build", tmp_path / "index", source, "--model", model, "--device", "cpu")
+        assert code == 2 and "safetensors only" in err
+    finally:
+        weights.rename(model / "model.safetensors")
+        (model / "pytorch_model.bin").unlink()
+
+
 def test_requests_that_cannot_be_served(tmp_path, capsys, model, source):
     index = tmp_path / "index"
     assert "there is no index" in run(capsys, "delete", index, "a")[2]
     assert run(capsys, "search", index, "a", "--device", "cpu")[0] == 2
     assert "no field" in run(capsys, "build", index, source, "--model", model, "--field", "x", "--device", "cpu")[2]
+    plain = tmp_path / "plain.txt"
+    plain.write_text("a text\n")
+    assert "texts alone" in run(capsys, "build", index, plain, "--model", model, "--id", "x", "--device", "cpu")[2]
+    with IndexWriter(tmp_path / "bare", 2):
+        pass
+    assert "give --model" in run(capsys, "search", tmp_path / "bare", "a", "--device", "cpu")[2]
     run(capsys, "build", index, source, "--model", model, "--device", "cpu")
     assert "is in the index" in run(capsys, "add", index, source, "--device", "cpu")[2]
     assert "KEY=VALUE" in run(capsys, "search", index, "a", "--where", "x", "--device", "cpu")[2]
-    (segment,) = index.glob("0*.safetensors")
+    (segment,) = index.glob("*.segment.safetensors")
     data = bytearray(segment.read_bytes())
     data[-5] ^= 1
     segment.write_bytes(data)
