@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import modernbert_fast as mf
 from modernbert_fast.config import EncoderConfig
-from modernbert_fast.training import averaging, initialise
+from modernbert_fast.training import averaging, checkpoints, initialise
 from modernbert_fast.training.dataset import TextDataset
 from modernbert_fast.training.documents import read_documents
 from modernbert_fast.training.extension import extended_config
@@ -186,13 +186,18 @@ def build_model(config: Any, phase: Phase, objective: Objective, source: Path | 
     if source is None:
         model = kind(config)
     elif _shape(transformers.ModernBertConfig.from_pretrained(source)) == _shape(config):
-        model = kind.from_pretrained(source, config=config, dtype="float32", use_safetensors=True)
+        model = _load(kind, source, config=config)
     else:
-        small = kind.from_pretrained(source, dtype="float32", use_safetensors=True)
+        small = _load(kind, source)
         model = kind(config)
         sizes = EncoderConfig.from_hf(small.config), EncoderConfig.from_hf(config)
         model.load_state_dict(initialise.from_smaller(small.state_dict(), sizes[0], model.state_dict(), sizes[1]))
     return mf.accelerate(model, loss_only=True)
+
+
+def _load(kind: Any, source: Path, **options: Any) -> Any:
+    with checkpoints.reading(source):
+        return kind.from_pretrained(source, dtype="float32", use_safetensors=True, **options)
 
 
 def _shape(config: Any) -> tuple[int, ...]:

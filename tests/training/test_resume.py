@@ -147,6 +147,9 @@ def test_pickled_weights_are_not_read(stores, undisturbed, tmp_path):
         train(stores, tmp_path, str(folder))
     with pytest.raises(OSError, match=r"model\.safetensors"):
         pretraining.build_model(runs.make_config(stores), runs.PHASE, pretraining.Objective(), folder, 0)
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="checkpoint-6: damaged"):
+        pretraining.build_model(runs.make_config(stores), runs.PHASE, pretraining.Objective(), folder, 0)
 
 
 def test_a_new_phase_takes_the_moments_and_its_own_rates(stores, undisturbed, tmp_path):
