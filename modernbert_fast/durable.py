@@ -36,6 +36,17 @@ def write_json(path: Path | str, record: Any) -> None:
     write_file(path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
 
 
+def sync_tree(folder: Path) -> None:
+    """Flushes all files under a folder to disk, and the names of it and its folders: ready to be renamed."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's names to disk; without it a power cut may forget a rename."""
     handle = os.open(folder, os.O_RDONLY)

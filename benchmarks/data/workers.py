@@ -23,11 +23,11 @@ import harness
 import numpy as np
 import torch
 
-from modernbert_fast import durable, timing
+from modernbert_fast import durable, heads, timing
 from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.training.dataset import TextDataset
 from modernbert_fast.training.loader import PackedLoader
-from modernbert_fast.training.masking import IGNORED, MaskedLMCollator
+from modernbert_fast.training.masking import MaskedLMCollator
 from modernbert_fast.training.sampler import PackedSampler, pieces
 from modernbert_fast.training.store import TokenStore, build_store
 from modernbert_fast.training.tokenizer import save_tokenizer, train_tokenizer
@@ -71,7 +71,7 @@ def received(loader: PackedLoader, count: int, samples: list[Memory], every: int
     masked = came = 0
     for number, batch in enumerate(loader):
         labels = batch["labels"][0]
-        chosen = labels != IGNORED
+        chosen = labels != heads.IGNORE
         ids = torch.where(chosen, labels, batch["input_ids"][0]).numpy()
         masked += int(chosen.sum())
         for text in np.split(ids, batch["cu_seq_lens_q"][1:-1].numpy()):

@@ -30,7 +30,7 @@ def load() -> tuple[Any, Any]:
 
     from modernbert_fast.training.modeling import ModernBertForPreTraining
 
-    model = ModernBertForPreTraining.from_pretrained(FOLDER, dtype=torch.float32)
+    model = ModernBertForPreTraining.from_pretrained(FOLDER, dtype=torch.float32, use_safetensors=True)
     return mf.accelerate(model.eval()), AutoTokenizer.from_pretrained(FOLDER)
 
 

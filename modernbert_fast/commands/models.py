@@ -72,7 +72,9 @@ def load_pair(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]
     dtype = DTYPES[args.dtype]
     try:
         if args.model:
-            stock = AutoModel.from_pretrained(folder_of(args.model), dtype=dtype, local_files_only=True)
+            stock = AutoModel.from_pretrained(
+                folder_of(args.model), dtype=dtype, local_files_only=True, use_safetensors=True
+            )
         else:
             stock = random_model(AutoModel, EncoderConfig.preset(args.preset), dtype)
         stock.set_attn_implementation("sdpa")

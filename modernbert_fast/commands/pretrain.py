@@ -5,13 +5,16 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+from modernbert_fast import durable
 from modernbert_fast.commands import CommandError, require
 from modernbert_fast.commands.models import folder_of, positive
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.training import presets
+from modernbert_fast.untrusted import read_json
 
 help = "pre-train, or continue, on text: masked tokens and sentence order"
 
@@ -59,10 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--micro-batch", type=positive, help="of them in one forward (default: as many as --batch, at most 32)"
     )
     what.add_argument("--learning-rate", type=float, help="default: 8e-4")
-    what.add_argument("--warmup", type=share, default=0.02, help="share of the tokens (default: %(default)s)")
-    what.add_argument(
-        "--decay", type=share, default=0.2, help="share of the tokens, by 1 - sqrt (default: %(default)s)"
-    )
+    what.add_argument("--warmup", type=share, help="share of the tokens (default: 0.02)")
+    what.add_argument("--decay", type=share, help="share of the tokens, by 1 - sqrt (default: 0.2)")
     what.add_argument("--masked", type=share, help="share of tokens to predict (default: 0.3)")
     what.add_argument("--mask-special", action="store_true", help="mask [CLS] and [SEP] too, as the paper's code does")
     what.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
@@ -205,13 +206,13 @@ def recipe_of(args: argparse.Namespace) -> presets.Recipe:
         name="pretraining",
         tokens=tokens,
         max_length=length,
-        learning_rate=args.learning_rate or 8e-4,
+        learning_rate=_given(args.learning_rate, 8e-4),
         batch=batch,
         micro_batch=args.micro_batch or min(batch, 32),
-        warmup_tokens=int(args.warmup * tokens),
-        decay_tokens=int(args.decay * tokens),
-        rope_theta=args.rope_theta or 10_000.0,
-        masked=args.masked or 0.3,
+        warmup_tokens=int(_given(args.warmup, 0.02) * tokens),
+        decay_tokens=int(_given(args.decay, 0.2) * tokens),
+        rope_theta=_given(args.rope_theta, 10_000.0),
+        masked=_given(args.masked, 0.3),
     )
     hidden = args.hidden or 256
     if hidden % HEAD_DIM:
@@ -227,8 +228,15 @@ def recipe_of(args: argparse.Namespace) -> presets.Recipe:
     return presets.Recipe("own sizes" if not args.init_from or _sized(args) else "as it is", (phase,), model)
 
 
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value  # 0 is given, and Phase says what it must not be
+
+
 _SIZES = ("layers", "hidden", "intermediate", "local_attention")
-_TRAINING = ("tokens", "max_length", "rope_theta", "batch", "micro_batch", "learning_rate", "masked")
+_TRAINING = (
+    *("tokens", "max_length", "rope_theta", "batch", "micro_batch"),
+    *("learning_rate", "warmup", "decay", "masked"),
+)
 
 
 def _sized(args: argparse.Namespace) -> bool:
@@ -248,15 +256,13 @@ def _claim(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     Raises:
         CommandError: it holds another run, or this one and nobody said --resume.
     """
-    from modernbert_fast.durable import write_json
-
     path = args.output / PLAN
     if not path.exists():
         if args.output.exists() and any(args.output.iterdir()):
             raise CommandError(f"{args.output} is not empty and holds no run")
-        write_json(path, plan)
+        durable.write_json(path, plan)
         return
-    former = json.loads(path.read_text(encoding="utf-8"))
+    former = read_json(path)
     differing = sorted(key for key in plan if former.get(key) != plan[key])
     if differing:
         raise CommandError(f"{args.output} holds a run with another {differing[0]}; choose another folder")
@@ -272,8 +278,13 @@ def _tokenizer(args: argparse.Namespace) -> Path:
     if args.tokenizer or args.init_from:
         return folder_of(args.tokenizer or args.init_from)
     folder = args.output / "tokenizer"
-    if not (folder / "tokenizer_config.json").exists():
+    if not folder.exists():
+        partial = folder.with_name(".tokenizer.unfinished")
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
         documents = (text for source in args.data for text in read_documents(source, args.field))
         prefix_space = OBJECTIVES[args.objective] > 0
-        save_tokenizer(train_tokenizer(documents, args.vocabulary, prefix_space=prefix_space), folder)
+        save_tokenizer(train_tokenizer(documents, args.vocabulary, prefix_space=prefix_space), partial)
+        durable.sync_tree(partial)
+        partial.replace(folder)
+        durable.sync_folder(args.output)
     return folder

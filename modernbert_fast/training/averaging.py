@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from modernbert_fast import durable
 from modernbert_fast.checkpoint import Stored, stored_tensors
 
 
@@ -21,7 +22,7 @@ def average(folders: Sequence[str | PathLike[str]], output: str | PathLike[str])
 
     Args:
         folders: checkpoints of one model, safetensors in one file or indexed shards.
-        output: a new folder.
+        output: a new folder, which appears when it is whole.
 
     Raises:
         OSError: a checkpoint has no weights, or the output exists.
@@ -36,11 +37,16 @@ def average(folders: Sequence[str | PathLike[str]], output: str | PathLike[str])
     for path, tensors in zip(paths[1:], listed[1:], strict=True):
         _same_tensors(paths[0], listed[0], path, tensors)
     means = {name: _mean([tensors[name] for tensors in listed]) for name in listed[0]}
-    output.mkdir(parents=True)
+    partial = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    partial.mkdir(parents=True)
     for file in paths[-1].glob("*.json"):
         if "token" in file.name or file.name in ("config.json", "vocab.json"):
-            shutil.copyfile(file, output / file.name)
-    save_file(means, output / "model.safetensors", metadata={"format": "pt"})
+            shutil.copyfile(file, partial / file.name)
+    save_file(means, partial / "model.safetensors", metadata={"format": "pt"})
+    durable.sync_tree(partial)
+    partial.replace(output)
+    durable.sync_folder(output.parent)
 
 
 def _same_tensors(first: Path, expected: dict[str, Stored], path: Path, tensors: dict[str, Stored]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import zipfile
@@ -16,12 +15,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-from modernbert_fast.durable import write_json
+from modernbert_fast import durable
 from modernbert_fast.untrusted import read_json
 
 STAGING = ".saving"
-_OPTIMIZER, _DATA = "optimizer", "data.npz"
+_DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError),
+    *(SafetensorError, zipfile.BadZipFile),
+)
+_OPTIMIZER, DATA = "optimizer", "data.npz"
 _OWN = ("foreach", "triton")  # of the device, not of the run
 _RATES = ("lr", "initial_lr", "max_lr", "weight_decay")
 
@@ -41,13 +46,36 @@ def staged(output: Path, name: str, writes: bool) -> Iterator[Path]:
     yield staging
     if not writes:
         return
-    for path in (staging / name).rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    durable.sync_tree(staging / name)
     shutil.rmtree(output / name, ignore_errors=True)
     os.replace(staging / name, output / name)
     staging.rmdir()
+    durable.sync_folder(output)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong within the block, while `path` is read or its content used, is a ValueError that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: damaged, or of another run: {error}") from error
+
+
+def check(folder: Path, adapter: bool) -> Path:
+    """The file of the weights. Transformers and peft would read pickled ones where there are no others.
+
+    Raises:
+        ValueError: there is no safetensors file, or there is a pickle; or trainer_state.json is damaged.
+    """
+    with reading(folder / TRAINER_STATE_NAME):
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    name = "adapter_model.safetensors" if adapter else "model.safetensors"
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder}: no checkpoint to resume from, for it has no {name}")
+    if pickled := sorted(folder.rglob("*.bin")):
+        raise ValueError(f"{pickled[0]}: pickled weights, which can run code when read; a checkpoint here has none")
+    return folder / name
 
 
 def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, writes: bool) -> None:
@@ -67,7 +95,7 @@ def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
                 _put(tensors, values, f":{number}:{key}", value)
     if writes:
         save_file(tensors, folder / f"{_OPTIMIZER}.safetensors")
-        write_json(folder / f"{_OPTIMIZER}.json", values)
+        durable.write_json(folder / f"{_OPTIMIZER}.json", values)
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rates: bool = True) -> None:
@@ -83,26 +111,24 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         OSError: a file is missing.
         ValueError: a file is damaged, or of another model.
     """
-    path = folder / f"{_OPTIMIZER}.safetensors"
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a valid safetensors file: {error}") from error
-    values = read_json(folder / f"{_OPTIMIZER}.json")
+    tensor_file, value_file = (folder / f"{_OPTIMIZER}.{suffix}" for suffix in ("safetensors", "json"))
+    with reading(tensor_file):
+        tensors = load_file(tensor_file)
     parameters: dict[str, Any] = dict(model.named_parameters())
+    groups = {f":{number}": group for number, group in enumerate(optimizer.param_groups)}
     state: dict[str, dict[str, Any]] = {}
-    for full, value in {**values, **tensors}.items():
-        name, _, key = full.rpartition(":")
-        if name.startswith(":"):
-            group = optimizer.param_groups[int(name[1:])]
-            if key not in _OWN and (rates or key not in _RATES):
-                group[key] = value
-        elif name not in parameters:
-            raise ValueError(f"{path}: state of a parameter {name!r}, which the model lacks")
-        else:
-            state.setdefault(name, {})[key] = _placed(value, parameters[name], path, full)
-    for name, entries in state.items():
-        optimizer.state[parameters[name]] = entries
+    for path, entries in ((value_file, read_json(value_file)), (tensor_file, tensors)):
+        for full, value in entries.items():
+            name, _, key = full.rpartition(":")
+            if name in groups:
+                if key not in _OWN and (rates or key not in _RATES):
+                    groups[name][key] = value
+            elif name in parameters:
+                state.setdefault(name, {})[key] = _placed(value, parameters[name], path, full)
+            else:
+                raise ValueError(f"{path}: state of {name!r}, a parameter or group that is not there")
+    for name, values in state.items():
+        optimizer.state[parameters[name]] = values
 
 
 def _put(tensors: dict[str, torch.Tensor], values: dict[str, Any], name: str, value: Any) -> None:
@@ -136,19 +162,24 @@ def save_random_state(folder: Path, rank: int) -> None:
 
 
 def load_random_state(folder: Path, rank: int) -> None:
-    """Puts the generators back; where that rank had none, there were fewer processes, dropout draws anew."""
+    """Puts the generators back; where that rank had none, there were fewer processes, dropout draws anew.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / f"random-{rank}.safetensors"
     if not path.is_file():
         return
-    states = load_file(path)
-    torch.set_rng_state(states["cpu"])
-    if "accelerator" in states and torch.accelerator.is_available():
-        torch.get_device_module().set_rng_state(states["accelerator"])
+    with reading(path):
+        states = load_file(path)
+        torch.set_rng_state(states["cpu"])
+        if "accelerator" in states and torch.accelerator.is_available():
+            torch.get_device_module().set_rng_state(states["accelerator"])
 
 
 def save_data_state(folder: Path, state: Mapping[str, np.ndarray]) -> None:
     """data.npz: where the loader is."""
-    np.savez(folder / _DATA, **state)  # type: ignore[arg-type]
+    np.savez(folder / DATA, **state)  # type: ignore[arg-type]
 
 
 def load_data_state(folder: Path) -> dict[str, np.ndarray]:
@@ -158,19 +189,20 @@ def load_data_state(folder: Path) -> dict[str, np.ndarray]:
         OSError: there is none.
         ValueError: it is damaged.
     """
-    path = folder / _DATA
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
+    path = folder / DATA
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def save_values(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     """name.json, of a schedule or a gradient scaler."""
-    write_json(folder / f"{name}.json", dict(values))
+    durable.write_json(folder / f"{name}.json", dict(values))
 
 
 def load_values(folder: Path, name: str) -> dict[str, Any]:
-    """What save_values wrote."""
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    """What save_values wrote.
+
+    Raises:
+        OSError, ValueError: of read_json.
+    """
+    return read_json(folder / f"{name}.json")

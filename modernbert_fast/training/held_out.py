@@ -85,7 +85,7 @@ def evaluate(folder: Path, documents: Sequence[str], guess: int) -> dict[str, fl
         documents: that it has not seen.
         guess: the token that the unigram baseline always says, as commonest() finds it in the text of the training.
     """
-    model = ModernBertForPreTraining.from_pretrained(folder, dtype=torch.float32).eval()
+    model = ModernBertForPreTraining.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
     mf.accelerate(model)
     with tempfile.TemporaryDirectory() as scratch:
         store = build_store(documents, folder, Path(scratch) / "store")

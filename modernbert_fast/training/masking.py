@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modernbert_fast import heads
 from modernbert_fast.training.flatten import flatten
 
-IGNORED = -100
 MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens that become [MASK] or a random id; the rest stay
 SpecialTokens = Literal["keep", "mask"]
 
@@ -67,7 +67,7 @@ def mask_tokens(
     any_id = _shifted(_mix(draws), 1) % vocab_size
     replaced = torch.where(lot < round((MASKED + RANDOM) * 2**24), any_id, ids)
     replaced = torch.where(lot < round(MASKED * 2**24), mask_id, replaced)
-    return torch.where(chosen, replaced, ids), torch.where(chosen, ids, IGNORED)
+    return torch.where(chosen, replaced, ids), torch.where(chosen, ids, heads.IGNORE)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class MaskedLMCollator:
         batch["keys"] = torch.tensor(keys)
         if "sentence_order_label" in features[0]:
             labels = torch.tensor([int(feature["sentence_order_label"]) for feature in features])
-            batch["sentence_order_label"] = labels.where(batch["keys"] >= 0, IGNORED)
+            batch["sentence_order_label"] = labels.where(batch["keys"] >= 0, heads.IGNORE)
         return batch if self.on_device else self.mask(batch)
 
     def mask(self, batch: Mapping[str, Any]) -> dict[str, Any]:

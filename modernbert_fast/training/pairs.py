@@ -69,7 +69,8 @@ class PairDataset:
     length stays. Labels of two ways are ALBERT's: 0 for the order of the document, 1 for the halves swapped. Of three
     ways: 0, B comes next after A; 1, B comes before A; 2, B is a segment of whole sentences of another document, as
     long to the token as the rest of the piece that it replaces. Where TRIES draws find no such segment, which happens
-    to pieces of few sentences, the pair becomes one of the other two.
+    to pieces of few sentences, the pair becomes one of the other two. Short segments are found more easily, so the
+    length of B alone says something of label 2: A has 0.58 of such a pair on average, else 0.50 (synthetic documents).
 
     Args:
         store: the tokens, with sentences.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ class Phase:
     """One stretch of training at one length; batches count texts of full length, as the paper does.
 
     Attributes:
-        name: of its folder.
+        name: of its folder: letters, digits, _ and -.
         tokens: to train on.
         max_length: longest text, special tokens included.
         learning_rate: the highest.
@@ -51,11 +53,19 @@ class Phase:
     masked: float = 0.3
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch("[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"phase {self.name!r}: a name has letters, digits, _ and - alone, for it names a folder")
         for key in ("tokens", "max_length", "batch", "micro_batch"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise ValueError(f"phase {self.name!r}: {key} must be a positive integer, got {getattr(self, key)!r}")
-        if not self.learning_rate > 0 or not 0 < self.masked < 1:
-            raise ValueError(f"phase {self.name!r}: learning_rate must be positive and masked between 0 and 1")
+        for key in ("learning_rate", "rope_theta"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"phase {self.name!r}: {key} must be positive, got {getattr(self, key)!r}")
+        for key in ("batch_warmup_tokens", "warmup_tokens", "decay_tokens", "weight_decay"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"phase {self.name!r}: {key} must not be negative, got {getattr(self, key)!r}")
+        if not 0 < self.masked < 1:
+            raise ValueError(f"phase {self.name!r}: masked must be between 0 and 1, got {self.masked!r}")
         if self.max_length < 3:
             raise ValueError(f"phase {self.name!r}: max_length {self.max_length} has no room beside [CLS] and [SEP]")
         if self.warmup_tokens + self.decay_tokens > self.tokens:

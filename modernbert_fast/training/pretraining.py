@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import modernbert_fast as mf
 from modernbert_fast.config import EncoderConfig
-from modernbert_fast.training import averaging, initialise
+from modernbert_fast.training import averaging, checkpoints, initialise
 from modernbert_fast.training.dataset import TextDataset
 from modernbert_fast.training.documents import read_documents
 from modernbert_fast.training.extension import extended_config
@@ -89,6 +89,8 @@ class Options:
     def arguments(self, steps: int) -> dict[str, Any]:
         """Of pretraining_arguments."""
         log = self.log_steps or max(1, steps // 200)
+        if self.save_steps and not self.log_steps:  # they must be a multiple
+            log = next(fewer for fewer in range(min(log, self.save_steps), 0, -1) if self.save_steps % fewer == 0)
         save = self.save_steps or max(1, steps // 10 // log) * log
         return {
             "logging_steps": log,
@@ -184,13 +186,18 @@ def build_model(config: Any, phase: Phase, objective: Objective, source: Path | 
     if source is None:
         model = kind(config)
     elif _shape(transformers.ModernBertConfig.from_pretrained(source)) == _shape(config):
-        model = kind.from_pretrained(source, config=config, dtype="float32")
+        model = _load(kind, source, config=config)
     else:
-        small = kind.from_pretrained(source, dtype="float32")
+        small = _load(kind, source)
         model = kind(config)
         sizes = EncoderConfig.from_hf(small.config), EncoderConfig.from_hf(config)
         model.load_state_dict(initialise.from_smaller(small.state_dict(), sizes[0], model.state_dict(), sizes[1]))
     return mf.accelerate(model, loss_only=True)
+
+
+def _load(kind: Any, source: Path, **options: Any) -> Any:
+    with checkpoints.reading(source):
+        return kind.from_pretrained(source, dtype="float32", use_safetensors=True, **options)
 
 
 def _shape(config: Any) -> tuple[int, ...]:
@@ -227,7 +234,8 @@ def trainer_of(
     """
     store, held_out = stores
     schedule, steps = phase.batches, phase.batches.steps(phase.tokens)
-    rates = learning_rate_arguments(steps, schedule.steps(phase.warmup_tokens), schedule.steps(phase.decay_tokens))
+    decay_steps = steps - schedule.steps(phase.tokens - phase.decay_tokens)  # of full batches, unlike the first ones
+    rates = learning_rate_arguments(steps, schedule.steps(phase.warmup_tokens), decay_steps)
     args = pretraining_arguments(
         folder,
         learning_rate=phase.learning_rate,

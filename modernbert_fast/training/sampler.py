@@ -45,7 +45,8 @@ class PackedSampler:
     """Micro-batches of at most tokens_per_batch tokens, in one stream that all ranks share.
 
     The order of an epoch comes from NumPy's PCG64DXSM of (seed, epoch) alone. Its pieces stream through a Packer, so
-    a batch may hold pieces of two epochs. Batch i of the stream goes to rank i % world: together the ranks see what one
+    a batch may hold pieces of two epochs, and a piece twice where both epochs wait; of more than two where it has room
+    for a whole epoch. Batch i of the stream goes to rank i % world: together the ranks see what one
     process sees. Over `epochs` every piece comes exactly that often. Where the last round of batches is not full, the
     ranks that would get none get a filler, one piece with epoch -1: its key is negative, and what has a negative key
     has no labels (see masking.py).
@@ -57,7 +58,7 @@ class PackedSampler:
         seed: of the order.
         rank, world: of this process, and how many there are.
         epochs: how often every piece comes; None is without end.
-        lookahead: pieces that a batch is chosen from: more of them waste less room.
+        lookahead: pieces that a batch is chosen from: more of them waste less room. Never more than an epoch has.
 
     Raises:
         ValueError: when there is no piece, one is longer than a batch, or a number is out of its range.
@@ -90,7 +91,7 @@ class PackedSampler:
         self.seed, self.rank, self.world, self.epochs = seed, rank, world, epochs
         self._fingerprint = np.array([self._lengths.size, seed, zlib.crc32(self._lengths.data)])
         self._order: tuple[int, NDArray] = (-1, np.empty(0, np.int64))
-        self._packer = Packer(lookahead)
+        self._packer = Packer(min(lookahead, self._lengths.size))
         self._batches = self._epoch = self._position = 0
 
     def __iter__(self) -> Iterator[list[Item]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 # A full stop ends a sentence where a space and no small letter follow; in East Asian writing without a space.
-END = re.compile(r"([.!?…]+)[\"')\]”’»]*\s+(?=[\"'(\[“‘«]*(\w))|[。！？]+[」』”’]*\s*|\n\s*\n\s*")
+# A match starts where a run of full stops does: tried from each of them, a long run would take quadratic time.
+END = re.compile(r"(?<![.!?…])([.!?…]+)[\"')\]”’»]*\s+(?=[\"'(\[“‘«]*(\w))|[。！？]+[」』”’]*\s*|\n\s*\n\s*")
 LAST_WORD = re.compile(r"(?:^|(?<=[\s(\[\"'“‘—-]))[^\s(\[\"'“‘—-]+$")
 WORD = 24  # characters looked at before a full stop
 ABBREVIATIONS = frozenset(

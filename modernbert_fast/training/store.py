@@ -74,8 +74,11 @@ def build_store(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
-    unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed and had this number
+    mark = f".{folder.name}.unfinished-"
+    for leftover in folder.parent.glob(f"{mark}*"):
+        if not _runs(leftover.name.removeprefix(mark)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    unfinished = folder.parent / f"{mark}{os.getpid()}"
     unfinished.mkdir(parents=True)
     try:
         tokenizer.save_pretrained(unfinished / TOKENIZER)
@@ -100,6 +103,19 @@ def build_store(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenStore(folder)
+
+
+def _runs(process: str) -> bool:
+    """Whether another process has this number; a build of one that was killed is left for good."""
+    if not process.isdecimal() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is another user's
+    return True
 
 
 @dataclass

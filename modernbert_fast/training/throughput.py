@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modernbert_fast import timing
+from modernbert_fast import heads, timing
 from modernbert_fast.config import EncoderConfig
 
 
@@ -61,7 +61,7 @@ class Meter:
     def add(self, batch: dict[str, Any]) -> float:
         """Counts a flattened micro-batch; gives its flops."""
         lengths = batch["cu_seq_lens_q"].diff()
-        flops = training_flops(self._config, lengths, int((batch["labels"] != -100).sum()))
+        flops = training_flops(self._config, lengths, int((batch["labels"] != heads.IGNORE).sum()))
         self._tokens += batch["input_ids"].numel()
         self._flops += flops
         return flops

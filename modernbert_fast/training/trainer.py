@@ -246,10 +246,13 @@ class PretrainingTrainer(transformers.Trainer):
             self._save(output_dir, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_sharded:
-            sharding.load(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        weights = checkpoints.check(folder, adapter=hasattr(self.model, "peft_config"))
+        with checkpoints.reading(weights):
+            if self.is_sharded:
+                sharding.load(self.model, folder)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder = Path(output_dir)
@@ -263,8 +266,11 @@ class PretrainingTrainer(transformers.Trainer):
             return
         folder = Path(checkpoint)
         checkpoints.load_optimizer(folder, self.model, self.optimizer.optimizer)
-        self.lr_scheduler.load_state_dict(checkpoints.load_values(folder, "scheduler"))
-        self.loader.load_state_dict(checkpoints.load_data_state(folder))
+        schedule, data = checkpoints.load_values(folder, "scheduler"), checkpoints.load_data_state(folder)
+        with checkpoints.reading(folder / "scheduler.json"):
+            self.lr_scheduler.load_state_dict(schedule)
+        with checkpoints.reading(folder / checkpoints.DATA):
+            self.loader.load_state_dict(data)
         self._lapped = self.state.global_step
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -273,7 +279,9 @@ class PretrainingTrainer(transformers.Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if self.accelerator.scaler is not None and checkpoint is not None:
-            self.accelerator.scaler.load_state_dict(checkpoints.load_values(Path(checkpoint), "scaler"))
+            values = checkpoints.load_values(Path(checkpoint), "scaler")
+            with checkpoints.reading(Path(checkpoint) / "scaler.json"):
+                self.accelerator.scaler.load_state_dict(values)
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Documents from files, folders and datasets; sentences; a tokenizer of one's own."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,13 @@ def test_sentences(sentences):
 
 def test_a_text_without_sentences():
     assert sentence_starts("") == sentence_starts("   ") == sentence_starts("word " * 1000) == [0]
+
+
+def test_long_runs_of_full_stops_take_no_longer_than_other_text():
+    begin = time.monotonic()
+    assert sentence_starts("a" + "." * 200_000 + "b") == [0]
+    assert sentence_starts("a" + "." * 200_000 + " B") == [0, 200_002]
+    assert time.monotonic() - begin < 5  # quadratic: half an hour
 
 
 def test_tokenizer(tmp_path):

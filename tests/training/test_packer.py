@@ -112,7 +112,7 @@ def test_the_benchmark_runs(tmp_path, monkeypatch, keep_threads):
     packer.main(["--pieces", "4000", "--capacities", "1024", "--output", str(tmp_path)])  # it raises below its limits
     records = json.loads((tmp_path / "packer.json").read_text())["records"]
     assert [record["mix"] for record in records] == ["web", "passages", "sentences", "uniform", "hard"]
-    assert all(record["efficiency"] <= 1 and record["tokens_s"] > record["tokens_s_sampler"] > 0 for record in records)
+    assert all(record["efficiency"] <= 1 and record["tokens_s"] > 0 for record in records)
 
 
 @pytest.mark.parametrize("compiled", [True, False])

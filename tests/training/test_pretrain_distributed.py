@@ -67,6 +67,7 @@ def test_losses_are_those_of_one_process(stores, alone, tmp_path, shard):
         ours, theirs = (load_file(folder / "checkpoint-8" / f"{name}.safetensors") for folder in (tmp_path, alone))
         assert theirs.keys() <= ours.keys()  # sharded models write a tied decoder too
         for key, tensor in theirs.items():
+            # Adam divides by the root of the second moment: where that is tiny, rounding of a sum shows in the weight.
             assert (ours[key] - tensor).abs().max() <= 1e-3 * tensor.abs().max().clamp_min(1e-9), key
 
 

@@ -8,9 +8,10 @@ import signal
 import pretraining_runs as runs
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from modernbert_fast.training import checkpoints
+from modernbert_fast.training import checkpoints, pretraining
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,15 +98,11 @@ def same_files(folder, other):
 
 @pytest.mark.parametrize("lost", ["random-0.safetensors", "data.npz"])
 def test_random_state_and_data_matter(stores, undisturbed, tmp_path, lost):
-    """What the tests above would see if a checkpoint lacked these: that they can fail."""
+    """What the tests above would see if a checkpoint had those of another: that they can fail."""
     shutil.copytree(undisturbed / "checkpoint-6", tmp_path / "checkpoint-6")
-    (tmp_path / "checkpoint-6" / lost).unlink()
-    if lost == "data.npz":
-        with pytest.raises(OSError, match=lost):
-            train(stores, tmp_path, str(tmp_path / "checkpoint-6"))
-    else:
-        train(stores, tmp_path, str(tmp_path / "checkpoint-6"))
-        assert runs.records(tmp_path) != runs.records(undisturbed)
+    shutil.copyfile(undisturbed / "checkpoint-8" / lost, tmp_path / "checkpoint-6" / lost)
+    train(stores, tmp_path, str(tmp_path / "checkpoint-6"))
+    assert runs.records(tmp_path) != runs.records(undisturbed)
 
 
 def test_no_pickle_is_written(undisturbed):
@@ -113,13 +110,46 @@ def test_no_pickle_is_written(undisturbed):
     assert suffixes == {".json", ".jsonl", ".npz", ".png", ".safetensors"}
 
 
-@pytest.mark.parametrize("name", ["optimizer.safetensors", "optimizer.json", "data.npz"])
-def test_a_damaged_checkpoint_is_refused_by_name(stores, undisturbed, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", None),
+        ("optimizer.safetensors", None),
+        ("optimizer.json", None),
+        ("optimizer.json", b'{":7:lr": 0.1}'),
+        ("data.npz", None),
+        ("data.npz", b""),
+        ("data.npz", b"not an archive"),
+        ("random-0.safetensors", None),
+        ("scheduler.json", None),
+        ("scheduler.json", b"[]"),
+        ("scheduler.json", b"{}"),
+        ("trainer_state.json", None),
+        ("trainer_state.json", b"[]"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(stores, undisturbed, tmp_path, name, content):
     folder = tmp_path / "checkpoint-6"
     shutil.copytree(undisturbed / "checkpoint-6", folder)
-    (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    with pytest.raises(ValueError, match=name):
+    (folder / name).write_bytes((folder / name).read_bytes()[:50] if content is None else content)
+    with pytest.raises(ValueError, match=f"{folder / name}: "):
         train(stores, tmp_path, str(folder))
+
+
+def test_pickled_weights_are_not_read(stores, undisturbed, tmp_path):
+    folder = tmp_path / "checkpoint-6"
+    shutil.copytree(undisturbed / "checkpoint-6", folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: pickled"):
+        train(stores, tmp_path, str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-6: .* no model\.safetensors"):
+        train(stores, tmp_path, str(folder))
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        pretraining.build_model(runs.make_config(stores), runs.PHASE, pretraining.Objective(), folder, 0)
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="checkpoint-6: damaged"):
+        pretraining.build_model(runs.make_config(stores), runs.PHASE, pretraining.Objective(), folder, 0)
 
 
 def test_a_new_phase_takes_the_moments_and_its_own_rates(stores, undisturbed, tmp_path):

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,10 +152,13 @@ def test_an_interrupted_build_leaves_no_store(tokenizer, tmp_path):
 
 
 def test_a_build_that_was_killed_does_not_open_and_is_in_nobodys_way(copy, tokenizer, tmp_path):
-    left = tmp_path / f".store.unfinished-{os.getpid()}"
-    shutil.copytree(copy, left)
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    left, other, running = (tmp_path / f".store.unfinished-{n}" for n in (os.getpid(), dead.pid, os.getppid()))
+    for folder in (left, other, running):
+        shutil.copytree(copy, folder)
     assert len(build_store(["fine"], tokenizer, tmp_path / "store")) == 1
-    assert not left.exists()
+    assert not left.exists() and not other.exists() and running.exists()
     (copy / "manifest.json").unlink()  # it is written last
     with pytest.raises(FileNotFoundError, match="manifest.json"):
         TokenStore(copy)

@@ -108,6 +108,7 @@ def test_other_ways_to_compute_give_the_losses(stores, tmp_path, way, monkeypatc
         trainer.train()
         assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     plain, other = (runs.losses(tmp_path / name) for name in ("plain", "other"))
+    # bf16 has 8 bits: 4e-3 for one product; losses of a few steps part by no more than a few of those.
     assert ((plain - other).abs() <= (1e-2 if way == "bf16" else 1e-6) * plain).all()
     assert (plain != other).any() == (way == "bf16")
     assert (len(calls["other"]) > 1.5 * len(calls["plain"])) == (way == "checkpointing")
