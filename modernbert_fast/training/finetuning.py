@@ -194,7 +194,7 @@ def finetune(
         raise ValueError(f"a batch of {recipe.batch_size} does not divide into {settings.accumulate} micro-batches")
     transformers.set_seed(seed)
     model = load_model(task, checkpoint, settings.lora)
-    checkpoints = folder / "checkpoints"
+    checkpoints = _empty(folder / ".training")
     micro = recipe.batch_size // settings.accumulate
     batches = math.ceil(len(train) / (micro * int(os.environ.get("WORLD_SIZE", 1))))
     steps = math.ceil(batches / settings.accumulate) * recipe.epochs
@@ -244,6 +244,20 @@ def finetune(
         shutil.rmtree(checkpoints)
     trainer.accelerator.wait_for_everyone()  # the next training may start from this folder
     return trainer
+
+
+def _empty(checkpoints: Path) -> Path:
+    """The folder of a training's checkpoints, without those that a killed training left.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if checkpoints.exists() and os.environ.get("RANK", "0") == "0":
+        others = [path.name for path in checkpoints.iterdir() if not path.name.startswith("checkpoint-")]
+        if others:
+            raise ValueError(f"{checkpoints} is where training keeps its checkpoints, but it holds {others[0]}")
+        shutil.rmtree(checkpoints)
+    return checkpoints
 
 
 def arguments(folder: Path, settings: Settings, batch_size: int, **more: Any) -> transformers.TrainingArguments:

@@ -94,7 +94,7 @@ def test_learned_saved_loaded_predicted(form, tiny_checkpoint, tmp_path, capsys)
     dev, rows = tune(form, tiny_checkpoint, tmp_path, *options)
     metrics = json.loads((tmp_path / "out" / "finetune.json").read_text())["metrics"]
     assert min(metrics.values()) > 0.95, metrics
-    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert not (tmp_path / "out" / ".training").exists()
 
     model, loading = getattr(transformers, architecture).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(loading.values())
@@ -197,6 +197,29 @@ def test_labels_without_a_rule_are_not_learned(tiny_checkpoint, tmp_path):
     given = ["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--train", train, "--eval", dev]
     assert cli.main(["finetune", "classification", *given, *QUICK, "--epochs", "2", *CPU]) == 0
     assert json.loads((tmp_path / "out" / "finetune.json").read_text())["metrics"]["accuracy"] < 0.75
+
+
+def test_only_checkpoints_of_ones_own_are_removed(tiny_checkpoint, tmp_path, capsys):
+    """What a killed training left is; a user's folder, or a file among the checkpoints, is not."""
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    left = tmp_path / "out" / ".training" / "checkpoint-999"
+    left.mkdir(parents=True)
+    tune("classification", tiny_checkpoint, tmp_path, "--epochs", "1")
+    assert (tmp_path / "out" / "checkpoints").exists() and not left.parent.exists()
+    left.mkdir(parents=True)
+    note = left.parent / "note.txt"
+    note.touch()
+    given = [
+        "--train",
+        str(tmp_path / "train.csv"),
+        "--eval",
+        str(tmp_path / "dev.csv"),
+        "--output",
+        str(note.parents[1]),
+    ]
+    assert cli.main(["finetune", "classification", "--model", str(tiny_checkpoint), *given, *CPU]) == 2
+    assert ".training is where training keeps its checkpoints, but it holds note.txt" in capsys.readouterr().err
+    assert note.exists() and left.exists()
 
 
 MALFORMED = {
