@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modernbert_fast import heads
 from modernbert_fast.training.flatten import flatten
 
 LABELS = ("labels", "label", "label_ids")
@@ -32,7 +33,7 @@ def collate_texts(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_tokens(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Token classification: `labels` as long as `input_ids`, -100 where there is none.
+    """Token classification: `labels` as long as `input_ids`, heads.IGNORE where there is none.
 
     Returns:
         flatten() of the texts, and labels (1, T) int64.
@@ -86,7 +87,7 @@ def collate_choices(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def a_row_a_text(flat: torch.Tensor, cu_seqlens: torch.Tensor, fill: int = -100) -> torch.Tensor:
+def a_row_a_text(flat: torch.Tensor, cu_seqlens: torch.Tensor, fill: int = heads.IGNORE) -> torch.Tensor:
     """What a flattened batch gave each token, (1, T, ...), as (B, S, ...) with `fill` beyond a text's end."""
     lengths = cu_seqlens.diff().tolist()
     return torch.nn.utils.rnn.pad_sequence(flat[0].split(lengths), batch_first=True, padding_value=fill)

@@ -133,11 +133,15 @@ class _LastStep(transformers.TrainerCallback):
 def load_model(task: Task, folder: str | Path, lora: int = 0) -> Any:
     """An accelerated model with the task's head on a checkpoint's encoder.
 
-    The classifier is drawn anew unless the checkpoint is of this very architecture and these labels.
+    The classifier is drawn anew unless the checkpoint is of this very architecture and these labels. Weights are read
+    from safetensors alone.
 
     Raises:
         OSError, ValueError: transformers cannot load the checkpoint, or it is no ModernBERT.
     """
+    pickled = Path(folder, "adapter_model.bin")  # use_safetensors does not keep transformers from it
+    if pickled.exists():
+        raise ValueError(f"{pickled} is pickled, which runs code when loaded: save it as safetensors")
     kind = getattr(transformers, KINDS[task.kind].architecture)
     config = transformers.AutoConfig.from_pretrained(folder)
     names = {
@@ -147,12 +151,18 @@ def load_model(task: Task, folder: str | Path, lora: int = 0) -> Any:
         "spans": ("start", "end"),
     }
     id2label = dict(enumerate(names[task.kind]))
-    known = config.id2label == id2label
+    known = config.id2label == id2label and config.architectures == [
+        KINDS[task.kind].architecture.replace("AutoModel", "ModernBert")
+    ]
     config.id2label, config.label2id = id2label, {name: number for number, name in id2label.items()}
     config.problem_type = {"texts": "single_label_classification" if task.labels else "regression"}.get(task.kind)
-    model = kind.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
-    if not known:
-        torch.nn.init.normal_(model.classifier.weight, std=config.hidden_size**-0.5)  # as transformers draws a new one
+    model = kind.from_pretrained(
+        folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True
+    )
+    if not known:  # as transformers draws a new one
+        std = config.hidden_size**-0.5
+        cut = std * (config.initializer_cutoff_factor or 3)
+        torch.nn.init.trunc_normal_(model.classifier.weight, std=std, a=-cut, b=cut)
         torch.nn.init.zeros_(model.classifier.bias)
     if lora:
         from peft import LoraConfig, get_peft_model

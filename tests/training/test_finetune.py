@@ -7,9 +7,12 @@ import re
 import numpy as np
 import planted
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from modernbert_fast import cli
 from modernbert_fast.training import custom, kinds
+from modernbert_fast.training.tasks import Example
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
@@ -138,6 +141,35 @@ def test_answers_in_long_contexts_lie_in_windows(tiny_checkpoint, tmp_path):
     assert all(kind.decode(examples, features, given, ()))  # where "" is no answer, there always is one
 
 
+def test_a_question_that_leaves_no_room_is_named(tiny_checkpoint):
+    """With room for windows that overlap, or a context that needs none, it is answered."""
+    tokenizer, encode = load_tokenizer(tiny_checkpoint), kinds.KINDS["spans"].encode
+    size = len(tokenizer("is if or", add_special_tokens=False)["input_ids"])
+    fine, short = Example(("is", "a " * 99)), Example(("is if or", "a"))
+    assert len(encode(tokenizer, [short], (), size + 4)) == 1
+    least = next(limit for limit in range(99) if limit - 3 - size > limit // 4)
+    assert len(encode(tokenizer, [Example(("is if or", fine.texts[1]))], (), least)) > 9
+    for limit in (least - 1, size + 4):
+        with pytest.raises(ValueError, match=f"example 2: of {limit} tokens its question takes {size}, .* 'is if or'"):
+            encode(tokenizer, [short, Example(("is if or", fine.texts[1]))], (), limit)
+    with pytest.raises(ValueError, match="example 1"):
+        encode(tokenizer, [short], (), size + 1)
+
+
+def test_pickled_weights_are_refused(tiny_checkpoint, tmp_path):
+    """A folder that has no others; nothing in it is unpickled."""
+    task = custom.make_task(custom.LAYOUTS["classification"], ("a", "b"))
+    for path in tiny_checkpoint.iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(tiny_checkpoint / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        load_model(task, tmp_path)
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(ValueError, match="adapter_model.bin is pickled"):
+        load_model(task, tmp_path)
+
+
 def test_adapters_are_merged(tiny_checkpoint, tmp_path):
     pytest.importorskip("peft")
     options = "--epochs 8 --learning-rate 1e-2 --lora 8 --dtype bfloat16 --accumulate 2"
@@ -154,7 +186,7 @@ def test_adapters_are_merged(tiny_checkpoint, tmp_path):
 
 
 def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint, tmp_path):
-    """and draws another for other labels, though of as many."""
+    """and draws another for other labels, though of as many, and for another architecture."""
     tune("classification", tiny_checkpoint, tmp_path, "--epochs", "1")
     task = custom.make_task(custom.LAYOUTS["classification"], ("bad", "fair", "good"))
     other = custom.make_task(custom.LAYOUTS["classification"], ("one", "three", "two"))
@@ -172,6 +204,9 @@ def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
     assert cli.main(evaluate) == 2
+    file = tmp_path / "out" / "config.json"
+    file.write_text(file.read_text().replace("ForSequenceClassification", "ForTokenClassification"))
+    assert not load_model(task, tmp_path / "out").classifier.weight.equal(first)
 
 
 def test_seeds_and_early_stopping(tiny_checkpoint, tmp_path, capsys):
@@ -281,3 +316,46 @@ def test_what_is_missing_is_named(args, complaint, tmp_path, tiny_checkpoint, ca
         args += ["--eval", "absent.jsonl"] if args[1] == "tokens" else []
     assert cli.main([*args, *CPU]) == 2
     assert complaint in capsys.readouterr().err
+
+
+LAYOUT = {"form": "pairs", "texts": ["a", "b"], "label": "c", "start": "d", "regression": True}
+RECORD = {"max_length": 16, "layout": LAYOUT, "labels": []}
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ([1], "expected a JSON object, got list"),
+        ({**RECORD, "max_length": "long"}, "'max_length': expected an integer"),
+        ({"max_length": 16}, "'labels': expected a list, got None"),
+        ({**RECORD, "layout": []}, "'layout': expected an object"),
+        ({**RECORD, "layout": {}}, "'layout.form': expected one of"),
+        ({**RECORD, "layout": {**LAYOUT, "more": 1}}, "'layout': expected the keys form, texts, label"),
+        ({**RECORD, "layout": {**LAYOUT, "texts": ["a"]}}, "'layout.texts': expected 2 names"),
+        ({**RECORD, "layout": {**LAYOUT, "label": 1}}, "'layout.label': expected a name"),
+        ({**RECORD, "labels": [1]}, "'labels': expected a list of strings"),
+        ({**RECORD, "labels": ["a", "b"]}, "'labels': expected names of classes, and none of a regression"),
+        ({"max_length": 16, "benchmark": ["glue"]}, "'benchmark': expected one of 'glue', 'superglue'"),
+        ({"max_length": 16, "benchmark": "glue"}, "'task': expected one of 'CoLA'"),
+    ],
+)
+def test_a_damaged_record_is_named(record, complaint, tmp_path, capsys):
+    (tmp_path / "finetune.json").write_text(json.dumps(record))
+    assert cli.main(["evaluate", str(tmp_path), "file.csv", *CPU]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "finetune.json") in said and complaint in said
+
+
+def test_a_folder_for_predictions_is_looked_for_first(tmp_path, capsys):
+    (tmp_path / "finetune.json").write_text(json.dumps(RECORD))
+    assert cli.main(["evaluate", str(tmp_path), "absent.csv", "--output", str(tmp_path / "no" / "file"), *CPU]) == 2
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("results", [[], {"RTE": []}, {"RTE": [{"accuracy": "high"}]}, {"RTE": [{"a": 1}, {"b": 1}]}])
+def test_damaged_results_are_named(results, tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    given = ["--data", "absent", "--tasks", "RTE", "--model", str(tiny_checkpoint), "--output", str(tmp_path)]
+    assert cli.main(["finetune", "glue", *given, *CPU]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "results.json") in said and ("'RTE'" in said or results == [])
