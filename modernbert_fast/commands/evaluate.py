@@ -3,9 +3,11 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modernbert_fast import untrusted
 from modernbert_fast.commands import CommandError, require
 from modernbert_fast.commands.finetune import BENCHMARKS, predict_tests, reporter, settings_of
 from modernbert_fast.commands.models import add_device_arguments, positive
@@ -43,14 +45,44 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(file: Path) -> dict[str, Any]:
-    """What finetune says of the model."""
+    """What finetune says of the model, checked."""
     try:
-        record = json.loads(file.read_text())
+        record = untrusted.read_json(file)
     except (OSError, ValueError) as error:
         raise CommandError(f"{file} cannot be read; evaluate takes a folder that finetune made ({error})") from error
-    if not isinstance(record, dict) or not {"max_length"} < record.keys() & {"max_length", "benchmark", "layout"}:
-        raise CommandError(f"{file} is no record of finetune")
+    try:
+        untrusted.integer("max_length", record.get("max_length"), 1, 2**31)
+        if "benchmark" in record:
+            untrusted.choice("benchmark", record["benchmark"], tuple(BENCHMARKS))
+            untrusted.choice("task", record.get("task"), tuple(BENCHMARKS[record["benchmark"]].TASKS))
+        else:
+            _check_layout(untrusted.mapping("layout", record.get("layout")), _names("labels", record.get("labels")))
+    except ValueError as error:
+        raise CommandError(f"{file}: {error}") from error
     return record
+
+
+def _check_layout(given: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Raises ValueError for what is no custom.Layout, or has no classes though it needs some."""
+    untrusted.choice("layout.form", given.get("form"), tuple(custom.LAYOUTS))
+    layout = custom.LAYOUTS[given["form"]]
+    if given.keys() != vars(layout).keys():
+        untrusted.refuse("layout", f"the keys {', '.join(vars(layout))}", sorted(given))
+    if len(_names("layout.texts", given["texts"])) != len(layout.texts):
+        untrusted.refuse("layout.texts", f"{len(layout.texts)} names", given["texts"])
+    for key in ("label", "start"):
+        untrusted.text(f"layout.{key}", given[key])
+    if not isinstance(given["regression"], bool):
+        untrusted.refuse("layout.regression", "true or false", given["regression"])
+    if layout.form != "qa" and bool(labels) == given["regression"]:
+        untrusted.refuse("labels", "names of classes, and none of a regression", labels)
+
+
+def _names(key: str, value: object) -> Sequence[str]:
+    names = untrusted.sequence(key, value)
+    if not all(isinstance(name, str) for name in names):
+        untrusted.refuse(key, "a list of strings", value)
+    return names
 
 
 def _benchmark(args: argparse.Namespace, record: dict[str, Any]) -> int:
@@ -66,6 +98,8 @@ def _benchmark(args: argparse.Namespace, record: dict[str, Any]) -> int:
 
 
 def _custom(args: argparse.Namespace, record: dict[str, Any]) -> int:
+    if args.output and not args.output.parent.is_dir():
+        raise CommandError(f"--output {args.output}: there is no folder {args.output.parent}")
     layout = custom.Layout(**{**record["layout"], "texts": tuple(record["layout"]["texts"])})
     task = custom.make_task(layout, tuple(record["labels"]))
     malformed = None if args.output else reporter(args)  # a prediction a row of the file, or none at all

@@ -3,9 +3,9 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
+import reprlib
 import statistics
 import sys
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from modernbert_fast.commands.models import (
 from modernbert_fast.durable import write_json
 from modernbert_fast.training import custom, glue, superglue
 from modernbert_fast.training.tasks import Benchmark, Examples, Recipe, Task, score
+from modernbert_fast.untrusted import read_json
 
 help = "fine-tune on GLUE, SuperGLUE or files of your own"
 
@@ -140,7 +141,7 @@ def _custom(args: argparse.Namespace) -> int:
 def _benchmark(args: argparse.Namespace) -> int:
     benchmark, malformed = BENCHMARKS[args.form], reporter(args)
     file = args.output / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {}  # of other tasks, trained before
+    results = _results(file, benchmark) if file.exists() else {}  # of other tasks, trained before
     for task in (task for name, task in benchmark.TASKS.items() if name in args.tasks):
         train = benchmark.read(task, args.data, "train", malformed)
         dev = {split: benchmark.read(task, args.data, split, malformed) for split in task.dev}
@@ -231,7 +232,29 @@ def _start(args: argparse.Namespace, task: Benchmark) -> Path:
 
 
 def _score_of(file: Path) -> float:
-    return score(json.loads(file.read_text())["metrics"])
+    return score(_metrics(file, "metrics", read_json(file).get("metrics")))
+
+
+def _results(file: Path, benchmark: ModuleType) -> dict[str, list[dict[str, float]]]:
+    """The metrics of every seed by task."""
+    results = read_json(file)
+    for name, runs in results.items():
+        if name not in benchmark.TASKS or not isinstance(runs, list) or not runs:
+            raise ValueError(f"{file}, key {name!r}: expected a task and a list of its metrics, a seed each")
+        if len({tuple(_metrics(file, name, run)) for run in runs}) > 1:
+            raise ValueError(f"{file}, key {name!r}: the metrics of its seeds differ in their names")
+    return results
+
+
+def _metrics(file: Path, key: str, value: Any) -> dict[str, float]:
+    """The value.
+
+    Raises:
+        ValueError: it is no object of numbers.
+    """
+    if not isinstance(value, dict) or not value or not all(type(number) in (int, float) for number in value.values()):
+        raise ValueError(f"{file}, key {key!r}: expected metrics by name, got {reprlib.repr(value)}")
+    return value
 
 
 def _size(checkpoint: Path) -> str:

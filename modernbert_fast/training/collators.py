@@ -33,7 +33,7 @@ def collate_texts(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_tokens(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Token classification: `labels` as long as `input_ids`, -100 where there is none.
+    """Token classification: `labels` as long as `input_ids`, heads.IGNORE where there is none.
 
     Returns:
         flatten() of the texts, and labels (1, T) int64.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modernbert_fast.training import metrics
-from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
+from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows, strings
 from modernbert_fast.training.tasks import Example, Examples, Measure, Task, by_label
 
 FORMS = {"classification": "texts", "pairs": "texts", "tokens": "tokens", "qa": "spans"}
@@ -107,22 +107,15 @@ def _texts(layout: Layout, labels: tuple[str, ...] | None, labelled: bool, row: 
 
 
 def _tokens(layout: Layout, labels: tuple[str, ...] | None, labelled: bool, row: Row) -> Example:
-    words = _strings(row, layout.texts[0])
+    words = strings(row, layout.texts[0])
     if not words:
         raise ValueError(f"field {layout.texts[0]!r} holds no word")
     if not labelled:
         return Example(words)
-    tags = _strings(row, layout.label)
+    tags = strings(row, layout.label)
     if len(tags) != len(words):
         raise ValueError(f"has {len(tags)} tags for {len(words)} words")
     return Example(words, tags if labels is None else tuple(one_of(tag, labels) for tag in tags))
-
-
-def _strings(row: Row, name: str) -> tuple[str, ...]:
-    values = get(row, name, list)
-    if not all(isinstance(value, str) for value in values):
-        raise ValueError(f"field {name!r} holds something else than strings")
-    return tuple(values)
 
 
 def _spans(layout: Layout, labels: tuple[str, ...] | None, labelled: bool, row: Row) -> Example:

@@ -133,11 +133,15 @@ class _LastStep(transformers.TrainerCallback):
 def load_model(task: Task, folder: str | Path, lora: int = 0) -> Any:
     """An accelerated model with the task's head on a checkpoint's encoder.
 
-    The classifier is drawn anew unless the checkpoint is of this very architecture and these labels.
+    The classifier is drawn anew unless the checkpoint is of this very architecture and these labels. Weights are read
+    from safetensors alone.
 
     Raises:
         OSError, ValueError: transformers cannot load the checkpoint, or it is no ModernBERT.
     """
+    pickled = Path(folder, "adapter_model.bin")  # use_safetensors does not keep transformers from it
+    if pickled.exists():
+        raise ValueError(f"{pickled} is pickled, which runs code when loaded: save it as safetensors")
     kind = getattr(transformers, KINDS[task.kind].architecture)
     config = transformers.AutoConfig.from_pretrained(folder)
     names = {
@@ -147,12 +151,18 @@ def load_model(task: Task, folder: str | Path, lora: int = 0) -> Any:
         "spans": ("start", "end"),
     }
     id2label = dict(enumerate(names[task.kind]))
-    known = config.id2label == id2label
+    known = config.id2label == id2label and config.architectures == [
+        KINDS[task.kind].architecture.replace("AutoModel", "ModernBert")
+    ]
     config.id2label, config.label2id = id2label, {name: number for number, name in id2label.items()}
     config.problem_type = {"texts": "single_label_classification" if task.labels else "regression"}.get(task.kind)
-    model = kind.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
-    if not known:
-        torch.nn.init.normal_(model.classifier.weight, std=config.hidden_size**-0.5)  # as transformers draws a new one
+    model = kind.from_pretrained(
+        folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True
+    )
+    if not known:  # as transformers draws a new one
+        std = config.hidden_size**-0.5
+        cut = std * (config.initializer_cutoff_factor or 3)
+        torch.nn.init.trunc_normal_(model.classifier.weight, std=std, a=-cut, b=cut)
         torch.nn.init.zeros_(model.classifier.bias)
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -194,7 +204,7 @@ def finetune(
         raise ValueError(f"a batch of {recipe.batch_size} does not divide into {settings.accumulate} micro-batches")
     transformers.set_seed(seed)
     model = load_model(task, checkpoint, settings.lora)
-    checkpoints = folder / "checkpoints"
+    checkpoints = _empty(folder / ".training")
     micro = recipe.batch_size // settings.accumulate
     batches = math.ceil(len(train) / (micro * int(os.environ.get("WORLD_SIZE", 1))))
     steps = math.ceil(batches / settings.accumulate) * recipe.epochs
@@ -244,6 +254,20 @@ def finetune(
         shutil.rmtree(checkpoints)
     trainer.accelerator.wait_for_everyone()  # the next training may start from this folder
     return trainer
+
+
+def _empty(checkpoints: Path) -> Path:
+    """The folder of a training's checkpoints, without those that a killed training left.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if checkpoints.exists() and os.environ.get("RANK", "0") == "0":
+        others = [path.name for path in checkpoints.iterdir() if not path.name.startswith("checkpoint-")]
+        if others:
+            raise ValueError(f"{checkpoints} is where training keeps its checkpoints, but it holds {others[0]}")
+        shutil.rmtree(checkpoints)
+    return checkpoints
 
 
 def arguments(folder: Path, settings: Settings, batch_size: int, **more: Any) -> transformers.TrainingArguments:

@@ -12,11 +12,19 @@ from modernbert_fast.durable import write_file
 from modernbert_fast.training import metrics
 from modernbert_fast.training.documents import HUB
 from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
-from modernbert_fast.training.tasks import ACCURACY, Benchmark, Example, Examples, Recipe, best, by_label
+from modernbert_fast.training.tasks import (
+    ACCURACY,
+    BINARY,
+    NLI,
+    TWO_WAY,
+    Benchmark,
+    Example,
+    Examples,
+    Recipe,
+    best,
+    by_label,
+)
 
-NLI = ("entailment", "neutral", "contradiction")
-TWO_WAY = ("entailment", "not_entailment")
-BINARY = ("0", "1")
 F1_ACCURACY = by_label(f1=metrics.f1, accuracy=metrics.accuracy)
 HIGHEST = 5.0  # similarity of STS-B
 HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}
@@ -197,7 +205,7 @@ def _hub_example(task: GlueTask, texts: Sequence[str], test: bool, row: Row) -> 
     if not task.labels:
         return [Example(values, _similarity(get(row, "label", float)))]
     names = task.hub_labels or task.labels
-    return [Example(values, task.labels[names.index(one_of(row["label"], names))])]
+    return [Example(values, task.labels[names.index(one_of(get(row, "label"), names))])]
 
 
 def _mrpc(task: GlueTask, folder: Path, split: str, malformed: Malformed) -> list[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modernbert_fast import heads
 from modernbert_fast.training import collators
 from modernbert_fast.training.tasks import Examples
 
@@ -78,7 +80,7 @@ def _encode_tokens(tokenizer: Tokenizer, examples: Examples, labels: Sequence[st
                 firsts.setdefault(word, place)
         feature = {"input_ids": encoded["input_ids"][number], "firsts": firsts}
         if example.label is not None:
-            feature["labels"] = [-100] * len(feature["input_ids"])
+            feature["labels"] = [heads.IGNORE] * len(feature["input_ids"])
             for word, place in firsts.items():
                 feature["labels"][place] = labels.index(example.label[word])
         features.append(feature)
@@ -95,14 +97,21 @@ def _decode_tokens(examples: Examples, features: Sequence[Feature], given: Any, 
 
 
 def _encode_spans(tokenizer: Tokenizer, examples: Examples, labels: Sequence[str], max_length: int) -> list[Feature]:
-    """A feature a window; the span of a window without the answer is its first token, and so is that of no answer."""
-    questions, contexts = zip(*(example.texts for example in examples), strict=True)
+    """A feature a window; the span of a window without the answer is its first token, and so is that of no answer.
+
+    Raises:
+        ValueError: a question leaves no room for windows of its context.
+    """
+    questions = [example.texts[0].strip() for example in examples]
+    contexts = [example.texts[1] for example in examples]
+    stride = min(STRIDE, max_length // 4)
+    _check_room(tokenizer, questions, contexts, max_length, stride)
     encoded = tokenizer(
-        [question.strip() for question in questions],
-        list(contexts),
+        questions,
+        contexts,
         truncation="only_second",
         max_length=max_length,
-        stride=min(STRIDE, max_length // 4),
+        stride=stride,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -130,6 +139,20 @@ def _encode_spans(tokenizer: Tokenizer, examples: Examples, labels: Sequence[str
             }
         )
     return features
+
+
+def _check_room(
+    tokenizer: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int
+) -> None:
+    """Refuses what the tokenizer would stop at without a word of where: windows no longer than they overlap."""
+    sizes = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
+    for number, (size, context) in enumerate(zip(sizes, contexts, strict=True), 1):
+        room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - size
+        if room <= stride and len(tokenizer(context, add_special_tokens=False)["input_ids"]) > room:
+            raise ValueError(
+                f"example {number}: of {max_length} tokens its question takes {size}, which leaves no room for windows "
+                f"of the context: allow longer texts or shorten the question {reprlib.repr(questions[number - 1])}"
+            )
 
 
 def _decode_spans(examples: Examples, features: Sequence[Feature], given: Any, labels: Sequence[str]) -> list[Any]:

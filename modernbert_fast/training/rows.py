@@ -71,6 +71,18 @@ def get(row: Row, name: str, *kinds: type) -> Any:
     return value
 
 
+def strings(row: Row, name: str) -> tuple[str, ...]:
+    """A field of a row that is a list of strings.
+
+    Raises:
+        ValueError: it is missing, or something else.
+    """
+    values = get(row, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"field {name!r} holds something else than strings")
+    return tuple(values)
+
+
 def one_of(value: Any, allowed: Sequence[Any]) -> Any:
     """The value.
 

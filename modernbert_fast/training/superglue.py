@@ -14,11 +14,19 @@ from modernbert_fast.durable import write_file
 from modernbert_fast.training import metrics, superglue_hub
 from modernbert_fast.training.documents import HUB
 from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
-from modernbert_fast.training.tasks import ACCURACY, Benchmark, Example, Examples, Recipe, best, by_label
+from modernbert_fast.training.tasks import (
+    ACCURACY,
+    BINARY,
+    NLI,
+    TWO_WAY,
+    Benchmark,
+    Example,
+    Examples,
+    Recipe,
+    best,
+    by_label,
+)
 
-NLI = ("entailment", "neutral", "contradiction")
-TWO_WAY = ("entailment", "not_entailment")
-BINARY = ("0", "1")
 BOOLS = ("False", "True")
 QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 Build = Callable[..., list[Example]]  # (row, test)
@@ -155,6 +163,8 @@ def _record(row: Row, test: bool) -> list[Example]:
     if any(not 0 <= start < stop <= len(text) for start, stop in spans):
         raise ValueError("an entity lies outside the passage")
     names = dict.fromkeys(text[start:stop] for start, stop in spans)
+    if not names:
+        raise ValueError("the passage has no entities, of which one would be the answer")
     examples = []
     for asked in get(row, "qas", list):
         gold = () if test else tuple(get(answer, "text") for answer in get(asked, "answers", list))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modernbert_fast.training.rows import Row, get
+from modernbert_fast.training.rows import Row, get, strings
 
 CONFIGS = {"WSC": "wsc.fixed", "AX-b": "axb", "AX-g": "axg"}  # the others are the names in lower case
 SPLITS = {"train": "train", "dev": "validation"}
@@ -27,17 +27,30 @@ def published(name: str, row: Row) -> Row:
     if name == "COPA":
         return {**row, "label": CHOICES.get(row.get("label", ""))}
     if name == "WSC":
-        return {"text": get(row, "text"), "target": row, "idx": get(row, "idx", int), "label": TRUTH.get(row["label"])}
+        return {
+            "text": get(row, "text"),
+            "target": row,
+            "idx": get(row, "idx", int),
+            "label": TRUTH.get(row.get("label", "")),
+        }
     if name == "MultiRC":
         numbers, label = get(row, "idx", dict), TRUTH.get(row.get("label", ""))
-        answer = {"text": get(row, "answer"), "idx": numbers["answer"], "label": None if label is None else int(label)}
-        question = {"question": get(row, "question"), "idx": numbers["question"], "answers": [answer]}
-        return {"idx": numbers["paragraph"], "passage": {"text": get(row, "paragraph"), "questions": [question]}}
+        answer = {
+            "text": get(row, "answer"),
+            "idx": get(numbers, "answer", int),
+            "label": None if label is None else int(label),
+        }
+        question = {"question": get(row, "question"), "idx": get(numbers, "question", int), "answers": [answer]}
+        return {
+            "idx": get(numbers, "paragraph", int),
+            "passage": {"text": get(row, "paragraph"), "questions": [question]},
+        }
     if name == "ReCoRD":
         text, numbers = get(row, "passage"), get(row, "idx", dict)
-        starts = [(text.find(entity), len(entity)) for entity in get(row, "entities", list)]
+        starts = [(text.find(entity), len(entity)) for entity in strings(row, "entities")]
         entities = [{"start": start, "end": start + length - 1} for start, length in starts]
-        answers = [{"text": answer} for answer in row.get("answers") or ()]
-        asked = {"query": get(row, "query"), "idx": numbers["query"], "answers": answers}
-        return {"idx": numbers["passage"], "passage": {"text": text, "entities": entities}, "qas": [asked]}
+        asked = {"query": get(row, "query"), "idx": get(numbers, "query", int)}
+        if row.get("answers") is not None:
+            asked["answers"] = [{"text": answer} for answer in strings(row, "answers")]
+        return {"idx": get(numbers, "passage", int), "passage": {"text": text, "entities": entities}, "qas": [asked]}
     return row

@@ -8,6 +8,10 @@ from typing import Any
 
 from modernbert_fast.training import metrics
 
+NLI = ("entailment", "neutral", "contradiction")
+TWO_WAY = ("entailment", "not_entailment")
+BINARY = ("0", "1")
+
 
 @dataclass(frozen=True)
 class Example:

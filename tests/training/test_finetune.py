@@ -7,9 +7,12 @@ import re
 import numpy as np
 import planted
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from modernbert_fast import cli
 from modernbert_fast.training import custom, kinds
+from modernbert_fast.training.tasks import Example
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
@@ -94,7 +97,7 @@ def test_learned_saved_loaded_predicted(form, tiny_checkpoint, tmp_path, capsys)
     dev, rows = tune(form, tiny_checkpoint, tmp_path, *options)
     metrics = json.loads((tmp_path / "out" / "finetune.json").read_text())["metrics"]
     assert min(metrics.values()) > 0.95, metrics
-    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert not (tmp_path / "out" / ".training").exists()
 
     model, loading = getattr(transformers, architecture).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(loading.values())
@@ -138,23 +141,51 @@ def test_answers_in_long_contexts_lie_in_windows(tiny_checkpoint, tmp_path):
     assert all(kind.decode(examples, features, given, ()))  # where "" is no answer, there always is one
 
 
+def test_a_question_that_leaves_no_room_is_named(tiny_checkpoint):
+    """With room for windows that overlap, or a context that needs none, it is answered."""
+    tokenizer, encode = load_tokenizer(tiny_checkpoint), kinds.KINDS["spans"].encode
+    size = len(tokenizer("is if or", add_special_tokens=False)["input_ids"])
+    fine, short = Example(("is", "a " * 99)), Example(("is if or", "a"))
+    assert len(encode(tokenizer, [short], (), size + 4)) == 1
+    least = next(limit for limit in range(99) if limit - 3 - size > limit // 4)
+    assert len(encode(tokenizer, [Example(("is if or", fine.texts[1]))], (), least)) > 9
+    for limit in (least - 1, size + 4):
+        with pytest.raises(ValueError, match=f"example 2: of {limit} tokens its question takes {size}, .* 'is if or'"):
+            encode(tokenizer, [short, Example(("is if or", fine.texts[1]))], (), limit)
+    with pytest.raises(ValueError, match="example 1"):
+        encode(tokenizer, [short], (), size + 1)
+
+
+def test_pickled_weights_are_refused(tiny_checkpoint, tmp_path):
+    """A folder that has no others; nothing in it is unpickled."""
+    task = custom.make_task(custom.LAYOUTS["classification"], ("a", "b"))
+    for path in tiny_checkpoint.iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(tiny_checkpoint / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        load_model(task, tmp_path)
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(ValueError, match="adapter_model.bin is pickled"):
+        load_model(task, tmp_path)
+
+
 def test_adapters_are_merged(tiny_checkpoint, tmp_path):
     pytest.importorskip("peft")
-    options = "--epochs 8 --learning-rate 1e-2 --lora 8 --dtype bfloat16 --accumulate 2"
+    options = "--epochs 1 --batch-size 96 --evaluations 1 --lora 8 --dtype bfloat16 --accumulate 2"
     tune("classification", tiny_checkpoint, tmp_path, *options.split())
-    metrics = json.loads((tmp_path / "out" / "finetune.json").read_text())["metrics"]
-    assert min(metrics.values()) > 0.9, metrics
     model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
     assert not any(loading.values()) and model.dtype.itemsize == 4
     start = transformers.AutoModel.from_pretrained(tiny_checkpoint)
-    table = "embeddings.tok_embeddings.weight"
-    assert model.model.state_dict()[table].equal(start.state_dict()[table])  # which has no adapter
+    weights, before = model.model.state_dict(), start.state_dict()
+    changed = {name.split(".")[-2] for name in before if not weights[name].equal(before[name])}
+    assert changed == {"Wqkv", "Wo", "Wi"}  # which have adapters
 
 
 def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint, tmp_path):
-    """and draws another for other labels, though of as many."""
+    """and draws another for other labels, though of as many, and for another architecture."""
     tune("classification", tiny_checkpoint, tmp_path, "--epochs", "1")
     task = custom.make_task(custom.LAYOUTS["classification"], ("bad", "fair", "good"))
     other = custom.make_task(custom.LAYOUTS["classification"], ("one", "three", "two"))
@@ -172,18 +203,21 @@ def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
     assert cli.main(evaluate) == 2
+    file = tmp_path / "out" / "config.json"
+    file.write_text(file.read_text().replace("ForSequenceClassification", "ForTokenClassification"))
+    assert not load_model(task, tmp_path / "out").classifier.weight.equal(first)
 
 
 def test_seeds_and_early_stopping(tiny_checkpoint, tmp_path, capsys):
     train, dev, _ = files(tmp_path, "classification")
     given = ["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--train", train, "--eval", dev]
-    late = ["--epochs", "40", "--evaluations", "40", "--patience", "2", "--seeds", "2"]
+    late = ["--epochs", "20", "--evaluations", "20", "--patience", "2", "--seeds", "2"]
     assert cli.main(["finetune", "classification", *given, *QUICK, *late, *CPU]) == 0
     assert "± " in capsys.readouterr().out.splitlines()[-1]
     weights = [(tmp_path / "out" / f"seed-{seed}" / "model.safetensors").read_bytes() for seed in (0, 1)]
     assert weights[0] != weights[1]
     for seed in (0, 1):
-        assert json.loads((tmp_path / "out" / f"seed-{seed}" / "finetune.json").read_text())["steps"] < 40 * 12 / 2
+        assert json.loads((tmp_path / "out" / f"seed-{seed}" / "finetune.json").read_text())["steps"] < 20 * 12
 
 
 def test_labels_without_a_rule_are_not_learned(tiny_checkpoint, tmp_path):
@@ -197,6 +231,29 @@ def test_labels_without_a_rule_are_not_learned(tiny_checkpoint, tmp_path):
     given = ["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--train", train, "--eval", dev]
     assert cli.main(["finetune", "classification", *given, *QUICK, "--epochs", "2", *CPU]) == 0
     assert json.loads((tmp_path / "out" / "finetune.json").read_text())["metrics"]["accuracy"] < 0.75
+
+
+def test_only_checkpoints_of_ones_own_are_removed(tiny_checkpoint, tmp_path, capsys):
+    """What a killed training left is; a user's folder, or a file among the checkpoints, is not."""
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    left = tmp_path / "out" / ".training" / "checkpoint-999"
+    left.mkdir(parents=True)
+    tune("classification", tiny_checkpoint, tmp_path, "--epochs", "1")
+    assert (tmp_path / "out" / "checkpoints").exists() and not left.parent.exists()
+    left.mkdir(parents=True)
+    note = left.parent / "note.txt"
+    note.touch()
+    given = [
+        "--train",
+        str(tmp_path / "train.csv"),
+        "--eval",
+        str(tmp_path / "dev.csv"),
+        "--output",
+        str(note.parents[1]),
+    ]
+    assert cli.main(["finetune", "classification", "--model", str(tiny_checkpoint), *given, *CPU]) == 2
+    assert ".training is where training keeps its checkpoints, but it holds note.txt" in capsys.readouterr().err
+    assert note.exists() and left.exists()
 
 
 MALFORMED = {
@@ -258,3 +315,46 @@ def test_what_is_missing_is_named(args, complaint, tmp_path, tiny_checkpoint, ca
         args += ["--eval", "absent.jsonl"] if args[1] == "tokens" else []
     assert cli.main([*args, *CPU]) == 2
     assert complaint in capsys.readouterr().err
+
+
+LAYOUT = {"form": "pairs", "texts": ["a", "b"], "label": "c", "start": "d", "regression": True}
+RECORD = {"max_length": 16, "layout": LAYOUT, "labels": []}
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ([1], "expected a JSON object, got list"),
+        ({**RECORD, "max_length": "long"}, "'max_length': expected an integer"),
+        ({"max_length": 16}, "'labels': expected a list, got None"),
+        ({**RECORD, "layout": []}, "'layout': expected an object"),
+        ({**RECORD, "layout": {}}, "'layout.form': expected one of"),
+        ({**RECORD, "layout": {**LAYOUT, "more": 1}}, "'layout': expected the keys form, texts, label"),
+        ({**RECORD, "layout": {**LAYOUT, "texts": ["a"]}}, "'layout.texts': expected 2 names"),
+        ({**RECORD, "layout": {**LAYOUT, "label": 1}}, "'layout.label': expected a name"),
+        ({**RECORD, "labels": [1]}, "'labels': expected a list of strings"),
+        ({**RECORD, "labels": ["a", "b"]}, "'labels': expected names of classes, and none of a regression"),
+        ({"max_length": 16, "benchmark": ["glue"]}, "'benchmark': expected one of 'glue', 'superglue'"),
+        ({"max_length": 16, "benchmark": "glue"}, "'task': expected one of 'CoLA'"),
+    ],
+)
+def test_a_damaged_record_is_named(record, complaint, tmp_path, capsys):
+    (tmp_path / "finetune.json").write_text(json.dumps(record))
+    assert cli.main(["evaluate", str(tmp_path), "file.csv", *CPU]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "finetune.json") in said and complaint in said
+
+
+def test_a_folder_for_predictions_is_looked_for_first(tmp_path, capsys):
+    (tmp_path / "finetune.json").write_text(json.dumps(RECORD))
+    assert cli.main(["evaluate", str(tmp_path), "absent.csv", "--output", str(tmp_path / "no" / "file"), *CPU]) == 2
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("results", [[], {"RTE": []}, {"RTE": [{"accuracy": "high"}]}, {"RTE": [{"a": 1}, {"b": 1}]}])
+def test_damaged_results_are_named(results, tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    given = ["--data", "absent", "--tasks", "RTE", "--model", str(tiny_checkpoint), "--output", str(tmp_path)]
+    assert cli.main(["finetune", "glue", *given, *CPU]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "results.json") in said and ("'RTE'" in said or results == [])

@@ -12,7 +12,7 @@ pytest.importorskip("accelerate")
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
 CPU = ("--device", "cpu", "--threads", "1")
-QUICK = ("--learning-rate", "2e-3", "--epochs", "10", "--batch-size", "16", "--evaluations", "4", "--patience", "9")
+QUICK = ("--learning-rate", "2e-3", "--epochs", "6", "--batch-size", "16", "--evaluations", "2", "--patience", "9")
 LABELS = {
     "CoLA": planted.BINARY,
     "SST-2": planted.BINARY,
@@ -42,7 +42,7 @@ def output(data, tiny_checkpoint, tmp_path_factory):
     given = ["--data", str(data), "--model", str(tiny_checkpoint), "--output", str(folder)]
     classes = [name for name in glue.TASKS if name != "STS-B"]
     assert cli.main(["finetune", "glue", "--tasks", *classes, *given, *QUICK, *CPU]) == 0
-    assert cli.main(["finetune", "glue", "--tasks", "STS-B", *given, *QUICK, "--epochs", "20", *CPU]) == 0
+    assert cli.main(["finetune", "glue", "--tasks", "STS-B", *given, *QUICK, "--epochs", "16", *CPU]) == 0
     return folder
 
 

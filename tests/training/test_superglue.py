@@ -6,13 +6,13 @@ import planted
 import pytest
 
 from modernbert_fast import cli
-from modernbert_fast.training import superglue
+from modernbert_fast.training import superglue, superglue_hub
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
 CPU = ("--device", "cpu", "--threads", "1")
-QUICK = ("--learning-rate", "2e-3", "--epochs", "10", "--batch-size", "16", "--evaluations", "4", "--patience", "9")
+QUICK = ("--learning-rate", "2e-3", "--epochs", "6", "--batch-size", "16", "--evaluations", "2", "--patience", "9")
 WORDS = {  # the server's, for the labels of the files
     "BoolQ": {False: "false", True: "true"},
     "WiC": {False: "false", True: "true"},
@@ -140,6 +140,11 @@ MALFORMED = {
         lambda row: {**row, "passage": {**row["passage"], "entities": [{"start": 3, "end": 9999}]}},
         "an entity lies outside the passage",
     ),
+    "no entity": (
+        "ReCoRD",
+        lambda row: {**row, "passage": {**row["passage"], "entities": []}},
+        "the passage has no entities",
+    ),
     "word": ("WiC", lambda row: {**row, "end1": 9999}, "outside sentence1"),
     "span": ("WSC", lambda row: {**row, "target": {**row["target"], "span2_index": 9999}}, "span2_index is 9999"),
 }
@@ -227,3 +232,21 @@ def test_from_a_dataset_of_hugging_face(name, data, monkeypatch):
     task = superglue.TASKS[name]
     assert superglue.read(task, "hf:aps/super_glue", "dev") == superglue.read(task, str(data), "dev")
     assert asked == [("aps/super_glue", {"WSC": "wsc.fixed"}.get(name, name.lower()), "validation")]
+
+
+@pytest.mark.parametrize("name", planted.SUPERGLUE)
+def test_a_row_of_hugging_face_that_lacks_a_field_is_malformed(name):
+    """ValueError, which the reader takes for the row's fault, whichever field is missing or null."""
+    row = hub_rows(name, planted.superglue_rows(name, "dev")[0])[0]
+    names = HUB_LABELS[name]
+    row |= {"label": names[row["label"]]} if names else {}
+    build, seldom = superglue.TASKS[name].build, {"word", "version"}
+    assert build(superglue_hub.published(name, row), test=False)
+    for field in row.keys() - seldom:
+        for bad in ({key: value for key, value in row.items() if key != field}, {**row, field: None}):
+            with pytest.raises(ValueError):
+                build(superglue_hub.published(name, bad), test=False)
+    for key in row["idx"] if isinstance(row["idx"], dict) else ():
+        bad = {**row, "idx": {other: n for other, n in row["idx"].items() if other != key}}
+        with pytest.raises(ValueError, match=f"no field '{key}'"):
+            build(superglue_hub.published(name, bad), test=False)
