@@ -3,6 +3,8 @@
 import argparse
 import itertools
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (build, add):
         action.add_argument("input", type=Path, help=f"texts: {', '.join(READERS)}; a .txt holds one text a line")
         action.add_argument("--field", default="text", help="key or column of the text (default: %(default)s)")
-        action.add_argument("--id", help="key or column of the id (default: the number of the row, from 1)")
+        action.add_argument("--id", help="key or column of the id (default: FILE:ROW, as texts.txt:1)")
         action.add_argument("--attributes", default="", help="keys or columns to filter by, as a,b,c")
         action.add_argument("--batch", type=positive, default=256, help="texts that are added together (default: 256)")
     delete.add_argument("ids", nargs="+")
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build(args: argparse.Namespace) -> int:
-    if (args.index / "manifest.json").exists() and not args.resume:
+    if (args.index / "manifest.json").exists() and not args.resume and len(Index(args.index)):
         raise CommandError(f"{args.index}: there is an index; use add, or --resume for a build that was stopped")
     encoder = _encoder(args, args.model)
     rows = _rows(args)
@@ -83,8 +85,10 @@ def add(args: argparse.Namespace) -> int:
 
 def delete(args: argparse.Namespace) -> int:
     with IndexWriter(args.index) as writer:
-        count = writer.delete(args.ids)
-        print(f"{args.index}: {count} of {len(args.ids)} deleted, {len(writer)} left")
+        missing = sorted(set(args.ids) - set(writer))
+        print(f"{args.index}: {writer.delete(args.ids)} deleted, {len(writer)} left")
+    if missing:
+        print(f"not there: {', '.join(missing)}", file=sys.stderr)
     return 0
 
 
@@ -103,6 +107,8 @@ def search(args: argparse.Namespace) -> int:
         for hit in hits:
             answer = {"query": query, "id": hit.id, "score": round(hit.score, 6), "attributes": hit.attributes}
             print(json.dumps(answer))
+    if where and not any(found):
+        print(f"no text has {' and '.join(args.where)}", file=sys.stderr)
     return 0
 
 
@@ -129,24 +135,25 @@ def _rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]
     keys = [key for key in args.attributes.split(",") if key]
     if args.input.suffix == ".txt" and (args.id or keys):
         raise CommandError(f"{args.input}: a .txt has texts alone, no --id and no --attributes")
-    ids = read_texts(args.input, args.id) if args.id else map(str, itertools.count(1))
+    ids = read_texts(args.input, args.id) if args.id else (f"{args.input.name}:{i}" for i in itertools.count(1))
     facts = zip(*(read_texts(args.input, key) for key in keys), strict=True) if keys else itertools.repeat(())
     for name, text, values in zip(ids, read_texts(args.input, args.field), facts, strict=False):
         yield name, text, dict(zip(keys, values, strict=True))
 
 
 def _add(writer: IndexWriter, encoder: Any, rows: Iterator[Any], batch: int, replace: bool) -> int:
-    added = 0
+    added, before = 0, len(writer)
     while chunk := list(itertools.islice(rows, batch)):
         ids, texts, attributes = zip(*chunk, strict=True)
         vectors, bounds = encoder.documents(texts)
         try:
             writer.add(ids, vectors, bounds, attributes, replace=replace)
         except ValueError as error:
-            before = f" ({added} texts before were added)" if added else ""
-            raise CommandError(f"{str(error).replace('replace=True', '--replace')}{before}") from error
+            done = f" ({added} texts before were added)" if added else ""
+            raise CommandError(f"{str(error).replace('replace=True', '--replace')}{done}") from error
         added += len(chunk)
-    print(f"{writer.folder}: {added} texts added, {len(writer)} in all")
+    replaced = added - (len(writer) - before)
+    print(f"{writer.folder}: {added} texts added{f', {replaced} replaced' if replaced else ''}, {len(writer)} in all")
     return 0
 
 
@@ -160,6 +167,9 @@ def _own_model(index: Index | IndexWriter) -> str:
 
 def _encoder(args: argparse.Namespace, model: str) -> Any:
     require("sentence_transformers", "retrieval")
+    transformers = require("transformers", "retrieval")
+    transformers.utils.logging.set_verbosity_error()  # heads that an encoder leaves out, and advice for stock models
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     from modernbert_fast.retrieval.texts import TextEncoder
 
     return TextEncoder(folder_of(model), str(choose_device(args)), DTYPES.get(args.dtype))

@@ -14,6 +14,7 @@ from modernbert_fast.commands import CommandError, require
 from modernbert_fast.commands.models import folder_of, positive
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.training import presets
+from modernbert_fast.training.documents import HUB
 from modernbert_fast.untrusted import read_json
 
 help = "pre-train, or continue, on text: masked tokens and sentence order"
@@ -32,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         action="append",
         required=True,
-        help="a folder, a .txt, .jsonl, .csv or .parquet file, or hf:NAME[:CONFIG[:SPLIT]]; may be repeated",
+        help="a folder (each .txt in it a document), a file (.txt with a document a line, .jsonl, .csv, .parquet), or "
+        "hf:NAME[:CONFIG[:SPLIT]]; may be repeated",
     )
     data.add_argument("--field", default="text", help="key or column of the text (default: %(default)s)")
     data.add_argument("--held-out", type=share, default=0.01, help="share of documents to evaluate on (default: 0.01)")
@@ -116,6 +118,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     recipe = recipe_of(args)
+    for source in args.data:
+        if not source.startswith(HUB) and not Path(source).exists():
+            raise CommandError(f"--data {source}: no such file or folder")
     main = int(os.environ.get("RANK", 0)) == 0  # of torchrun and accelerate launch
     if main:
         print(presets.table(recipe), flush=True)
@@ -265,7 +270,7 @@ def _claim(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     former = read_json(path)
     differing = sorted(key for key in plan if former.get(key) != plan[key])
     if differing:
-        raise CommandError(f"{args.output} holds a run with another {differing[0]}; choose another folder")
+        raise CommandError(f"{args.output} holds a run whose {differing[0]} differs; choose another folder")
     if not args.resume and any(args.output.glob("*/checkpoint-*")):
         raise CommandError(f"{args.output} holds a run that has begun: --resume goes on with it")
 

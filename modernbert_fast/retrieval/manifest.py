@@ -74,7 +74,10 @@ class Manifest:
             ValueError: the manifest is damaged, or of another version.
         """
         path = folder / NAME
-        record = untrusted.read_json(path)
+        try:
+            record = untrusted.read_json(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{folder}: there is no index") from error
         try:
             if record.get("format") != FORMAT:
                 raise ValueError("not an index of modernbert_fast")

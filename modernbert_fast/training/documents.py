@@ -29,6 +29,8 @@ def read_documents(source: str | os.PathLike[str], field: str = "text") -> Itera
         yield from _read_hub(str(source), field)
         return
     path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_dir():
         yield from read_texts(path, field)
         return
