@@ -300,7 +300,7 @@ def test_a_phase_that_was_stopped_is_resumed(run, tmp_path, capsys):
     weights = [(path / "model" / "model.safetensors").read_bytes() for path in (folder, copy)]
     assert weights[0] == weights[1]
     assert cli.main([*again, "--resume", "--seed", "1"]) == 2
-    assert "another seed" in capsys.readouterr().err
+    assert "seed differs" in capsys.readouterr().err
     (copy / "plan.json").write_text("[]")
     assert cli.main([*again, "--resume"]) == 2
     assert str(copy / "plan.json") in capsys.readouterr().err
@@ -371,8 +371,11 @@ def test_requests_that_cannot_be_served(arguments, words, texts, tmp_path, capsy
 
 
 def test_a_dry_run_prints_the_plan(tmp_path, capsys):
-    assert cli.main(["pretrain", str(tmp_path / "out"), "--data", "anything", "--preset", "large", "--dry-run"]) == 0
+    dry = ["pretrain", str(tmp_path / "out"), "--preset", "large", "--dry-run", "--data"]
+    assert cli.main([*dry, "hf:anything"]) == 0
     assert capsys.readouterr().out.strip() == presets.table(presets.PRESETS["large"])
+    assert cli.main([*dry, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
