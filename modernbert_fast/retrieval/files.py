@@ -82,7 +82,9 @@ class CheckedFile:
         try:
             with safetensors.safe_open(str(path), "pt") as opened:
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, RuntimeError) as error:  # torch, which maps the file, says RuntimeError
+            if not path.exists():  # a writer merged it away since its header was read
+                raise FileNotFoundError(f"{path}: no such file") from error
             raise ValueError(f"{path}: {error}") from error
         if tensors.keys() != dict(self.tensors).keys():
             raise ValueError(f"{path}: holds {sorted(tensors)}, the manifest says {sorted(dict(self.tensors))}")

@@ -8,7 +8,7 @@ import index_histories as histories
 import pytest
 import torch
 
-from modernbert_fast.retrieval import Index, IndexWriter
+from modernbert_fast.retrieval import Index, IndexWriter, files
 from modernbert_fast.retrieval import writer as writers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +238,31 @@ def same_json(data, good):
         return json.loads(data) == json.loads(good)
     except ValueError:
         return False
+
+
+def test_a_file_that_goes_while_it_is_opened_is_a_newer_state(tmp_path, monkeypatch):
+    """Its header was read, and then a writer merged it away."""
+    fill(tmp_path)
+    opened = files.safetensors.safe_open
+
+    def late(path, framework):
+        if writer is not None:
+            merge()
+            raise RuntimeError("unable to open file")  # of torch, which maps it after safetensors has looked at it
+        return opened(path, framework)
+
+    def merge():
+        nonlocal writer
+        with monkeypatch.context() as patch:
+            patch.setattr(files.safetensors, "safe_open", opened)
+            writer.merge()
+        writer = None
+
+    with IndexWriter(tmp_path) as writer:
+        writer.delete(["doc 1"])
+        monkeypatch.setattr(files.safetensors, "safe_open", late)
+        index = Index(tmp_path)
+    assert len(index) == 59 and len(index.segments) == 1
 
 
 def read_on(folder, states, finished, answers):
