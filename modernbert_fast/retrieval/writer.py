@@ -151,7 +151,10 @@ class IndexWriter:
         kept = self._without({name for name in ids if name in self._rows}) if replace else self.manifest.segments
         self._commit((*kept, *entries), listed=len(kept))
         if len(self._segments) > _TIERS:
-            self._join(self._newest())
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # what was added is there; `merge` and `verify` say what is wrong
+                self._join(self._newest())
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes documents; how many of the ids were there."""
@@ -182,7 +185,8 @@ class IndexWriter:
             file = CheckedFile.write(self.folder, self._name(len(entries), "segment"), Segment.joined(group))
             documents = sum(len(segment.living()) for segment in group)
             entries.append(SegmentEntry(file, documents, sum(segment.living_tokens() for segment in group)))
-        self._commit((*self.manifest.segments[:first], *entries), listed=first)
+        if tuple(entries) != self.manifest.segments[first:]:
+            self._commit((*self.manifest.segments[:first], *entries), listed=first)
 
     def _newest(self) -> int:
         """The first segment of those at the end that are not much larger than what follows them.

@@ -161,6 +161,19 @@ def test_what_is_damaged_is_not_merged(tmp_path):
     assert Index(tmp_path).verify()
 
 
+def test_damage_does_not_keep_documents_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "_TIERS", 1)
+    with IndexWriter(tmp_path, 2) as writer:
+        writer.add(["a"], torch.ones(1, 2))
+        (path,) = tmp_path.glob("*.segment.safetensors")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        writer.add(["b"], torch.ones(1, 2))  # would be joined with the damaged one
+        assert list(writer) == ["a", "b"]
+    assert len(Index(tmp_path)) == 2 and Index(tmp_path).verify()
+
+
 def test_names_are_never_used_again(tmp_path):
     seen = set()
     with IndexWriter(tmp_path, 2) as writer:
