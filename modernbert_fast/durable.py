@@ -31,9 +31,13 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], scratch: Path | N
 
 def write_json(path: Path | str, record: Any) -> None:
     """Writes a record as JSON, creating the folder."""
-    path = Path(path)
+    write_text(Path(path), json.dumps(record, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def sync_tree(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -255,9 +256,7 @@ class IndexWriter:
             if segment.live is not None:
                 rows = rows | set((~segment.live).nonzero().squeeze(1).tolist())
             file = deleted_file(self.folder, self._name(number, "deleted"), list(rows))
-            entries[number] = SegmentEntry(
-                entries[number].file, entries[number].documents, entries[number].tokens, file
-            )
+            entries[number] = dataclasses.replace(entries[number], deleted=file)
         return tuple(entries)
 
     def _commit(self, entries: tuple[SegmentEntry, ...], listed: int | None = None) -> None:

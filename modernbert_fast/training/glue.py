@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modernbert_fast.durable import write_file
+from modernbert_fast.durable import write_text
 from modernbert_fast.training import metrics
 from modernbert_fast.training.documents import HUB
 from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
@@ -229,5 +229,4 @@ def write_submission(task: GlueTask, path: Path, examples: Examples, outputs: Se
     for example, output in zip(examples, outputs, strict=True):
         answer = best(output) if task.labels else f"{min(max(output, 0.0), HIGHEST):.3f}"
         lines.append(f"{example.key}\t{answer}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    write_text(path, "\n".join(lines) + "\n")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modernbert_fast.durable import write_file
+from modernbert_fast.durable import write_text
 from modernbert_fast.training import metrics, superglue_hub
 from modernbert_fast.training.documents import HUB
 from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows
@@ -73,8 +73,7 @@ def read(task: SuperGlueTask, data: str, split: str, malformed: Malformed = None
 def write_submission(task: SuperGlueTask, path: Path, examples: Examples, outputs: Sequence[Any]) -> None:
     """The file that SuperGLUE's server takes: a JSON object a line."""
     text = "".join(json.dumps(line) + "\n" for line in task.lines(examples, outputs))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _pair(first: str, second: str, labels: Sequence[str], kind: type = str) -> Build:
