@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from modernbert_fast import encoder, modules, ops
+from modernbert_fast import encoder, ops
 
 
 def dense(module: Any, x: torch.Tensor) -> torch.Tensor:
