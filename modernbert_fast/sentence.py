@@ -8,7 +8,9 @@ depend on its batch. A pipeline or a call that this does not know runs as senten
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,9 +32,13 @@ _EXPANSION = "query_expansion_positions"
 _UNSEEN = "query expansion by tokens that no token attends to runs on the stock path"
 
 
+def _parts(model: nn.Module) -> list[Any]:
+    return list(model.children())
+
+
 def _encoder(model: nn.Module, *after: type[nn.Module]) -> Any:
     """The accelerated ModernBERT of a pipeline of Transformer and `after`, all untouched; None of any other."""
-    found = list(model.children())
+    found = _parts(model)
     kinds = (Transformer, *after)
     if getattr(model, "module_kwargs", None) or [type(module) for module in found[: len(kinds)]] != [*kinds]:
         return None
@@ -68,7 +74,7 @@ class SentenceTransformer(stock.SentenceTransformer):
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         if kwargs or _encoder(self, Pooling) is None:
             return super().forward(input, **kwargs)
-        transformer, pooling, *rest = self.children()
+        transformer, pooling, *rest = _parts(self)
         modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
         keeps_prompt = pooling.include_prompt or "prompt_length" not in input
         if not keeps_prompt or not set(modes) <= set(MODES) or (batch := _packed(input)) is None:
@@ -85,9 +91,9 @@ class SparseEncoder(stock.SparseEncoder):
     """SPLADE's maximum is taken of packed logits, before the activation, which does not change their order."""
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        if _encoder(self, SpladePooling) is None or len(list(self.children())) > 2:
+        if _encoder(self, SpladePooling) is None or len(_parts(self)) > 2:
             return super().forward(input, **kwargs)
-        transformer, pooling = self.children()
+        transformer, pooling = _parts(self)
         if pooling.pooling_strategy != "max" or (batch := _packed(input)) is None:
             return super().forward(input, **kwargs)
         logits = transformer(_flat(batch.unpad(input["input_ids"]), batch))["token_embeddings"][0]
@@ -102,11 +108,12 @@ class SparseEncoder(stock.SparseEncoder):
 class MultiVectorEncoder(stock.MultiVectorEncoder):
     """encode() keeps its vectors packed from the tokenizer to the list that it returns.
 
-    Nothing waits for a GPU between two batches: which tokens count is known before the model runs.
+    Which tokens count is known before the model runs, so that nothing waits for a GPU after it.
     """
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        if _EXPANSION not in input or self[0].query_expansion["attend"] or (encoder := _encoder(self)) is None:
+        word = _parts(self)[0]
+        if _EXPANSION not in input or word.query_expansion["attend"] or (encoder := _encoder(self)) is None:
             return super().forward(input, **kwargs)
         with _stock_path(encoder, _UNSEEN):  # the vectors of those tokens count, and packed rows have none
             return super().forward(input, **kwargs)
@@ -117,62 +124,79 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
         call = given.arguments
         more = call["kwargs"] or call["pool"] or call["token_pooling"] or isinstance(call["device"], list)
         texts = isinstance(inputs, list) and all(isinstance(text, str) for text in inputs) and call["batch_size"] > 0
-        if more or not texts or call["output_value"] != "token_embeddings" or self._tail(call["task"]) is None:
+        known = None if more or not texts or call["output_value"] != "token_embeddings" else self._tail(call["task"])
+        if known is None:
             return super().encode(inputs, *args, **kwargs)
         if call["device"] is not None:
             self.to(call["device"])
         self.eval()
+        unit, as_numpy, shown = known.unit or call["normalize_embeddings"], call["convert_to_numpy"], _shows(call)
+        known = dataclasses.replace(known, unit=unit)
         prompt, size = self._resolve_prompt(call["prompt"], call["prompt_name"]), call["batch_size"]
         order = sorted(range(len(inputs)), key=lambda i: -self._input_length(inputs[i]))
         found: dict[int, torch.Tensor] = {}
-        for start in trange(0, len(inputs), size, desc="Encoding", disable=not call["show_progress_bar"]):
+        for start in trange(0, len(inputs), size, desc="Encoding", disable=not shown):
             chosen = order[start : start + size]
             features = self.preprocess([inputs[i] for i in chosen], prompt=prompt, task=call["task"])
             with torch.inference_mode():
-                vectors = self._vectors(features, call["task"], call["normalize_embeddings"])
-            found |= zip(chosen, (v.cpu() for v in vectors) if call["convert_to_numpy"] else vectors, strict=True)
-        vectors = [found[i] for i in range(len(inputs))]
-        if call["convert_to_numpy"]:
-            return [(v.float() if v.dtype == torch.bfloat16 else v).numpy() for v in vectors]
-        return vectors
+                vectors, counts = self._vectors(features, call["task"], known)
+                parts = (vectors.cpu() if as_numpy else vectors).split(counts)
+            found |= zip(chosen, (part.clone() for part in parts), strict=True)  # no text keeps its batch alive
+        ordered = [found[i] for i in range(len(inputs))]
+        return [(x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in ordered] if as_numpy else ordered
 
-    def _tail(self, task: str | None) -> tuple[list[Any], Any, bool] | None:
-        """Dense modules, the mask, and whether vectors get unit length; None where stock's own loop is needed."""
-        unseen = task == "query" and (self[0].query_expansion or {}).get("attend") is False
+    def _tail(self, task: str | None) -> _Tail | None:
+        """What comes after the encoder; None where stock's own loop is needed."""
+        word, *rest = _parts(self)
+        unseen = task == "query" and (getattr(word, "query_expansion", None) or {}).get("attend") is False
         elsewhere = getattr(self, "_distributed_inference", None) is not None or self._compiled_call_impl is not None
         if unseen or elsewhere or not modules.is_untouched(self) or _encoder(self) is None:
             return None
-        dense, mask, normalize = [], None, False
-        for module in list(self.children())[1:]:
+        dense: list[Any] = []
+        masks: list[Any] = []
+        unit = False
+        for module in rest:
             names = {getattr(module, f"module_{side}_name", "token_embeddings") for side in ("input", "output")}
-            if type(module) is Dense and names == {"token_embeddings"} and not normalize:
+            if type(module) is Dense and names == {"token_embeddings"} and not unit:
                 dense.append(module)
-            elif type(module) is MultiVectorMask and mask is None:
-                mask = module
             elif type(module) is Normalize and names == {"token_embeddings"}:
-                normalize = True
+                unit = True
+            elif type(module) is MultiVectorMask:
+                masks.append(module)
             else:
                 return None
-        return None if mask is None else (dense, mask, normalize)
+        return _Tail(dense, masks[0], unit) if len(masks) == 1 else None
 
-    def _vectors(self, features: dict[str, Any], task: str | None, normalize: bool) -> tuple[torch.Tensor, ...]:
-        """The vectors (n, D) of each text, on the model's device."""
-        dense, mask, unit = self._tail(task)
-        device = self.device
+    def _vectors(self, features: dict[str, Any], task: str | None, known: _Tail) -> tuple[torch.Tensor, list[int]]:
+        """The vectors (T, D) of all texts, on the model's device, and the number of each text's."""
         if (batch := _packed(features, _EXPANSION)) is None:
-            out = self(_moved(features, device), task=task)
-            rows = [x[m] for x, m in zip(out["token_embeddings"], out["attention_mask"].bool(), strict=True)]
-            return tuple(torch.nn.functional.normalize(x, dim=-1) for x in rows) if normalize else tuple(rows)
+            out = self(_moved(features, self.device), task=task)
+            kept = out["attention_mask"].bool()
+            found, counts = out["token_embeddings"][kept], kept.sum(1).tolist()
+            return (torch.nn.functional.normalize(found, dim=-1) if known.unit else found), counts
         ids = batch.unpad(features["input_ids"])
         tokens = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
-        kept = mask(tokens, task=task)["attention_mask"][0].bool()
-        bounds = batch.cu_seqlens.long()
-        counts = torch.nn.functional.pad(kept.cumsum(0), (1, 0))[bounds].diff().tolist()
-        rows = self[0](_moved(_flat(ids, batch), device))["token_embeddings"][0]
-        for module in dense:
+        kept = known.mask(tokens, task=task)["attention_mask"][0].bool()
+        counts = torch.nn.functional.pad(kept.cumsum(0), (1, 0))[batch.cu_seqlens.long()].diff().tolist()
+        rows = _parts(self)[0](_moved(_flat(ids, batch), self.device))["token_embeddings"][0]
+        for module in known.dense:
             rows = tail.dense(module, rows)
-        vectors = tail.select(rows, kept.nonzero().squeeze(1).to(device), unit or normalize)
-        return torch.split_with_sizes_copy(vectors, counts)
+        return tail.select(rows, kept.nonzero().squeeze(1).to(self.device), known.unit), counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tail:
+    """After the encoder: projections of tokens, the mask that says which count, and whether they get unit length."""
+
+    dense: list[Any]
+    mask: Any
+    unit: bool
+
+
+def _shows(call: dict[str, Any]) -> bool:
+    """Whether a progress bar was asked for, or is sentence-transformers' choice."""
+    level = logging.getLogger(stock.MultiVectorEncoder.__module__).getEffectiveLevel()
+    return level in (logging.INFO, logging.DEBUG) if call["show_progress_bar"] is None else call["show_progress_bar"]
 
 
 def _moved(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
