@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import modernbert_fast as mf
+from modernbert_fast import tail
+from modernbert_fast.retrieval.texts import TextEncoder
+from modernbert_fast.testing import assert_as_good_as
 
 st = pytest.importorskip("sentence_transformers", minversion="6")
 tokenizers = pytest.importorskip("tokenizers")
@@ -172,6 +175,29 @@ def test_many_vectors_keep_no_batch_alive_and_score_as_stock(folder):
     assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in vectors)
     scores = model.similarity(vectors, vectors)
     assert_close([scores], [mf.restore(model).similarity(*2 * [model.encode(TEXTS)])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [[0, 1, 4], [2, 4], [4], [], [0, 1, 2, 3, 4]])
+def test_select(dtype, kept):
+    """Rows by number, of unit length: as near to the truth as torch, and gradients only where they come from."""
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    kept = torch.tensor(kept, dtype=torch.int64)
+    assert torch.equal(tail.select(x, kept, normalize=False), x[kept])
+    truth = nn.functional.normalize(x.double()[kept], dim=1)
+    assert_as_good_as(tail.select(x, kept, True), nn.functional.normalize(x[kept], dim=1), truth, "select")
+    tail.select(x, kept, False).sum().backward()
+    assert torch.equal(x.grad.any(dim=1).nonzero().squeeze(1), kept)
+
+
+@pytest.mark.parametrize("kind", ["SentenceTransformer", "MultiVectorEncoder"])
+def test_an_index_gets_the_same_vectors_in_any_batch(folder, tmp_path, kind):
+    build(kind, folder).save_pretrained(str(tmp_path), create_model_card=False)
+    encoder = TextEncoder(tmp_path, "cpu")
+    assert mf.is_accelerated(encoder.model)
+    vectors, bounds = encoder.documents(TEXTS, batch=4)
+    alone, same_bounds = encoder.documents(TEXTS, batch=1)
+    assert torch.equal(vectors, alone) and torch.equal(bounds, same_bounds) and bounds[-1] == len(vectors)
 
 
 @pytest.mark.parametrize("kind", KINDS)
