@@ -141,7 +141,7 @@ def test_sentence_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     few = ["--texts", "3", "--longest", "20", "--layers", "1", "--rounds", "1", "--stock-batches", "2"]
     sentence_transformers.main([*few, "--kinds", "MultiVectorEncoder", "--threads", "1", "--output", str(tmp_path)])
-    (result,) = json.loads((tmp_path / "sentence-transformers-bfloat16.json").read_text())["results"]
+    (result,) = json.loads((tmp_path / "sentence-transformers-bfloat16-20.json").read_text())["results"]
     assert result["cosine_float32"] >= 0.9999 and len(result["arms"]) == 2 and len(result["tail"]) == 4
     assert result["errors"]["modernbert_fast"] <= result["error_limit"]
     assert "ours ahead" in capsys.readouterr().out

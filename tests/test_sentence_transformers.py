@@ -213,6 +213,23 @@ def test_saves_as_stock_saves(folder, tmp_path, kind):
     assert_close(run(loaded), run(model))
 
 
+def test_a_checkpoint_of_pylate(folder, tmp_path):
+    """Which PyLate itself, on an older transformers, could not share an environment with."""
+    build("MultiVectorEncoder", folder).save_pretrained(str(tmp_path), create_model_card=False)
+    modules = json.loads((tmp_path / "modules.json").read_text())[:3]
+    for module in modules[1:]:
+        module["type"] = "pylate.models.Dense.Dense"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    settings = tmp_path / "config_sentence_transformers.json"
+    own = {"model_type": "ColBERT", "query_prefix": "few ", "document_prefix": "a ", "query_length": 9}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | own | {"attend_to_expansion_tokens": True}))
+    encoder = TextEncoder(tmp_path, "cpu")
+    assert encoder.multi and encoder.model[0].query_expansion["length"] == 9
+    vectors, bounds = encoder.queries(TEXTS)
+    assert bounds.diff().tolist() == [9] * len(TEXTS) and encoder.documents(TEXTS)[1][-1] < 64
+    assert_close(vectors.split(9), mf.restore(encoder.model).encode_query(TEXTS))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_survives_pickling(folder, kind):
     model = mf.accelerate(build(kind, folder))

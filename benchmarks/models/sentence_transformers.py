@@ -33,6 +33,7 @@ from modernbert_fast.retrieval.quantize import store
 
 STOCK = "sentence-transformers"
 CHECKED = 8  # texts
+LONGEST = 512
 ENOUGH = 0.9999  # cosine in float32
 
 
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--layers", type=positive, default=22, help="of base (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--texts", type=positive, default=128, help="default: %(default)s")
-    parser.add_argument("--longest", type=positive, default=512, help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--longest", type=positive, default=LONGEST, help="tokens of a text (default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=32, help="ours (default: %(default)s)")
     parser.add_argument("--stock-batches", type=sizes, default="32,8,1", help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=3)
@@ -129,7 +130,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     facts = timing.machine_facts() | {"sentence-transformers": timing.version("sentence-transformers")}
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"sentence-transformers-{args.dtype}.json"
+    name = f"sentence-transformers-{args.dtype}{'' if args.longest == LONGEST else f'-{args.longest}'}.json"
+    path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
     config = EncoderConfig.from_dict(
         {**EncoderConfig.preset("base").to_dict(), "num_hidden_layers": args.layers, "layer_types": None}
     )
@@ -137,11 +139,17 @@ def main(argv: list[str]) -> None:
     texts = pipelines.texts(counts)
     results: list[dict[str, Any]] = []
     for name in args.kinds.split(","):
-        results.append(measure(pipelines.KINDS[name], config, getattr(torch, args.dtype), texts, sum(counts), args))
-        print(f"{name}: {len(texts)} texts, {sum(counts)} tokens; float32 cosine {results[-1]['cosine_float32']:.7f}")
+        kind = pipelines.KINDS[name]
+        results.append(measure(kind, config, getattr(torch, args.dtype), texts, kind.tokens(counts), args))
+        print(
+            f"{name}: {len(texts)} texts, {kind.tokens(counts)} tokens; float32 cosine {results[-1]['cosine_float32']:.7f}"
+        )
         for arm in results[-1]["arms"]:
             ahead = "" if arm["name"] == FAST else f"ours ahead {arm['ours_ahead']:.2f}x"
-            print(f"  {arm['name']:<40} {arm['median']:>8.2f} s {arm['tokens_per_second']:>8.0f} tokens/s  {ahead}")
+            print(
+                f"  {arm['name']:<40} {arm['median']:>8.2f} s {arm['tokens_per_second']:>8.0f} tokens/s  {ahead}",
+                flush=True,
+            )
         if name == "MultiVectorEncoder":
             ours = results[-1]["arms"][0]["median"]
             shares = tail_shares(config, getattr(torch, args.dtype), sum(counts), ours, args.rounds)
