@@ -141,9 +141,8 @@ def main(argv: list[str]) -> None:
     for name in args.kinds.split(","):
         kind = pipelines.KINDS[name]
         results.append(measure(kind, config, getattr(torch, args.dtype), texts, kind.tokens(counts), args))
-        print(
-            f"{name}: {len(texts)} texts, {kind.tokens(counts)} tokens; float32 cosine {results[-1]['cosine_float32']:.7f}"
-        )
+        cosine = results[-1]["cosine_float32"]
+        print(f"{name}: {len(texts)} texts, {kind.tokens(counts)} tokens; float32 cosine {cosine:.7f}")
         for arm in results[-1]["arms"]:
             ahead = "" if arm["name"] == FAST else f"ours ahead {arm['ours_ahead']:.2f}x"
             print(
