@@ -179,8 +179,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "attention": (
-        _triton(range(2, 129, 2), tensor_cores=True),
+        # Faster than Triton's on an H200 in every kind of layer, forward and backward: docs/decisions/0016.
         _cuda(HALF, widths=range(16, 129, 16), newer=((BF16, (8, 0)),)),
+        _triton(range(2, 129, 2), tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,
