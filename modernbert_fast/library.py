@@ -145,7 +145,11 @@ def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
             raise ImportError(f"{library} holds no {op}")
         native = getattr(torch.ops, namespace)
         ops = {short: getattr(native, full).default for short, full in functions.items()}
-        return SimpleNamespace(**ops, **{_CHECKS: library == "_ops_cpu"})  # a GPU's do not read values
+        from modernbert_fast.ops import checks  # which imports this file
+
+        # What lies on a GPU is read by nobody but strict checks; what stands for it on the host, by ours.
+        checks_itself = library == "_ops_cpu" or not (checks.STRICT or CUDA_ON_HOST)
+        return SimpleNamespace(**ops, **{_CHECKS: checks_itself})
 
     return load
 
