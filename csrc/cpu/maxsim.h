@@ -37,7 +37,7 @@ struct MaxSimForwardArgs {
   index_t group_count;
   float* panels;    // every group's tokens, transposed: (columns / W, D, W), W = tile_columns
   float* scores;    // (Bq, columns)
-  int32_t* argmax;  // (Tq, columns)
+  int32_t* argmax;  // (Tq, columns), or null if nobody asks for winners
 };
 
 /// Units of work of the forward: one group of queries and one document. The groups of a document are neighbours.

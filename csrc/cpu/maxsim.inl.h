@@ -94,7 +94,7 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
     for_row(tokens, [&](index_t t, auto lanes, int u)
                         MODERNBERT_FAST_LAMBDA { total.part[u] += load(best + from - q_start + t, lanes); });
     a.scores[query * stride + column] = total.total();
-    for (index_t t = from; t < from + tokens; ++t)
+    for (index_t t = from; t < from + tokens && a.argmax != nullptr; ++t)
       a.argmax[t * stride + column] = length > 0 ? static_cast<int32_t>(start + winner[t - q_start]) : -1;
   }
 }

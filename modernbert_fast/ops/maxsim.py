@@ -8,12 +8,17 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import call_of
-from modernbert_fast.library import define
+from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
 
 
 def _check_forward(
-    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    pairwise: bool,
+    winners: bool = True,
 ) -> None:
     checks.floating(q=q, d=None if d.dtype == torch.int8 else d)
     checks.shape("q", q, None, None)
@@ -30,25 +35,28 @@ def _check_forward(
 
 def _check_backward(dscores: torch.Tensor, q: Any, d: Any, cu_q: Any, cu_d: Any, argmax: Any, pairwise: bool) -> None:
     _check_forward(q, d, cu_q, cu_d, pairwise)
-    scores, winners = _fake_forward(q, d, cu_q, cu_d, pairwise)
+    scores, rows = _fake_forward(q, d, cu_q, cu_d, pairwise)
     checks.shape("dscores", dscores, *scores.shape)
-    checks.shape("argmax", argmax, *winners.shape)
+    checks.shape("argmax", argmax, *rows.shape)
     checks.same_device(q, dscores=dscores, argmax=argmax)
 
 
-def _fake_forward(q: Any, d: Any, cu_q: Any, cu_d: Any, pairwise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_forward(
+    q: Any, d: Any, cu_q: Any, cu_d: Any, pairwise: bool, winners: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     queries, documents = cu_q.shape[0] - 1, cu_d.shape[0] - 1
     dtype = torch.promote_types(q.dtype, torch.float32)
     columns = () if pairwise else (documents,)
-    return q.new_empty((queries, *columns), dtype=dtype), q.new_empty((q.shape[0], *columns), dtype=torch.int32)
+    rows = (q.shape[0], *columns) if winners else (0,)
+    return q.new_empty((queries, *columns), dtype=dtype), q.new_empty(rows, dtype=torch.int32)
 
 
 _forward = define(
-    "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise)"
-    " -> (Tensor scores, Tensor argmax)",
+    "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise,"
+    " bool winners) -> (Tensor scores, Tensor argmax)",
     op="maxsim",
     fake=_fake_forward,
-    call=lambda q, d, *rest: call_of(q, d, flags=("int8 documents",) if d.dtype == torch.int8 else ()),
+    call=lambda q, d, *rest: call_of(q, d),
     check=_check_forward,
 )
 _backward = define(
@@ -64,7 +72,7 @@ _backward = define(
 class _MaxSim(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Any, d: Any, cu_queries: Any, cu_documents: Any, pairwise: bool) -> Any:
-        scores, argmax = _forward(q, d, cu_queries, cu_documents, pairwise)
+        scores, argmax = _forward(q, d, cu_queries, cu_documents, pairwise, True)
         ctx.save_for_backward(q, d, cu_queries, cu_documents, argmax)
         ctx.pairwise = pairwise
         ctx.mark_non_differentiable(argmax)
@@ -102,8 +110,8 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
-    if d.dtype == torch.int8:
-        scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise)
+    if d.dtype == torch.int8 or not wants_gradients():
+        scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise, return_argmax)
         return (scores, argmax) if return_argmax else scores
     if d is q:
         d = d.view_as(d)  # torch.compile does not trace a Function that gets one tensor twice
