@@ -11,6 +11,9 @@ from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
 
+_SCORES = 2**26  # that a search holds at one time
+_MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
+
 
 def _check_forward(
     q: torch.Tensor,
@@ -117,3 +120,69 @@ def maxsim(
         d = d.view_as(d)  # torch.compile does not trace a Function that gets one tensor twice
     scores, argmax = _MaxSim.apply(q, d, cu_queries, cu_documents, pairwise)
     return (scores, argmax) if return_argmax else scores
+
+
+def maxsim_topk(
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    k: int,
+    *,
+    scales: torch.Tensor | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k documents with the best `maxsim` of each query, best first; of equal scores the earlier document.
+
+    Nothing but the result leaves the device, and no more than 2^26 scores exist at one time. No gradients.
+
+    Args:
+        q, d, cu_queries, cu_documents: as for `maxsim`.
+        k: at most this many each.
+        scales: (Bd,) positive fp32 factor of each document's scores, which int8 documents need.
+        allowed: (Bd,) bool, the documents that may be found; those without tokens never are.
+
+    Returns:
+        scores (Bq, k) fp32 and documents (Bq, k) int64; -inf and -1 where there are fewer.
+
+    Raises:
+        ValueError: on bounds or shapes that do not fit, or k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    Bq, Bd = cu_queries.numel() - 1, cu_documents.numel() - 1
+    for name, x in (("scales", scales), ("allowed", allowed)):
+        if x is not None:
+            checks.shape(name, x, Bd)
+            checks.same_device(q, **{name: x})
+    best = q.new_empty((max(Bq, 0), 0), dtype=torch.int64)
+    at_once = max(1, _SCORES // max(Bq, 1))
+    with torch.no_grad():
+        for first in range(0, max(Bd, 1), at_once):
+            part, bounds = d, cu_documents
+            if at_once < Bd:
+                bounds = cu_documents[first : first + at_once + 1]
+                start, stop = bounds[[0, -1]].tolist()
+                part, bounds = d[start:stop], bounds - start
+            own = slice(first, first + at_once)
+            scores = maxsim(q, part, cu_queries, bounds).float()
+            scores = scores if scales is None else scores * scales[own]
+            found = bounds.diff() > 0 if allowed is None else (bounds.diff() > 0) & allowed[own]
+            best = torch.cat((best, _ranked(scores.masked_fill(~found, float("-inf")), first)), dim=1)
+            best = best.topk(min(k, best.shape[1])).values
+    high = (best >> 32).int()
+    scores = (high ^ (high >> 31 & _MAGNITUDE)).view(torch.float32)
+    documents = torch.where(scores > float("-inf"), _LOW - (best & _LOW), -1)
+    missing = (0, k - best.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(scores, missing, value=float("-inf")), pad(documents, missing, value=-1)
+
+
+def _ranked(scores: torch.Tensor, first: int) -> torch.Tensor:
+    """scores (Bq, N) of documents from `first` on -> int64 that order as they do, of equals the earlier one larger.
+
+    No two are equal, so there is only one answer to which are the largest.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
+    documents = torch.arange(first, first + scores.shape[1], device=scores.device)
+    return (bits ^ (bits >> 31 & _MAGNITUDE)).long() << 32 | (_LOW - documents)

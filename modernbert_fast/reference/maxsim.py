@@ -15,7 +15,12 @@ def _pairs(cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool)
 
 
 def forward(
-    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool, winners: bool
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    pairwise: bool,
+    winners: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,), argmax (Tq, Bd) or (Tq,), or (0,) without winners."""
     dtype = torch.promote_types(q.dtype, torch.float32)
