@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, cons
     widest = std::max(widest, wide);
   }
   const index_t G = static_cast<index_t>(groups.size());
-  const Scratch panels(columns * in.D);
+  const Scratch panels(columns * maxsim_panel_rows(in));
   const MaxSimForwardArgs args{in,
                                groups.data(),
                                G,
