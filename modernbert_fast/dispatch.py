@@ -217,7 +217,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "maxsim": (
-        replace(_triton(tensor_cores=True), cannot=("int8 documents",)),
+        _triton(tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
