@@ -181,8 +181,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "attention": (
-        _triton(range(2, 129, 2), tensor_cores=True),
+        # Faster than Triton's on an H200 in every kind of layer, forward and backward: docs/decisions/0016.
         _cuda(**_CUDA_ATTENTION),
+        _triton(range(2, 129, 2), tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
         _REFERENCE,
@@ -216,7 +217,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _REFERENCE,
     ),
     "maxsim": (
-        replace(_triton(tensor_cores=True), cannot=("int8 documents",)),
+        _triton(tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
