@@ -35,6 +35,9 @@ inline void sync_threads(int barrier, int threads) { simt::barrier(barrier, thre
 
 /// Threads change places only where they meet.
 inline void atomic_max(int64_t* at, int64_t value) { *at = std::max(*at, value); }
+inline void store_global_16(void* to, const uint32_t (&words)[4]) {
+  *static_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
 
 // ---- values from other lanes ----
 
