@@ -102,7 +102,7 @@ def forward(
         _fwd_kernel, (scores.numel(),), q,
         q, d, cu_queries.contiguous(), cu_documents.contiguous(), scores, argmax,
         q.stride(0), d.stride(0), Tq, Td, Bq, *(columns or (1,)), D, PAIRWISE=pairwise, WINNERS=winners,
-        **launch.maxsim("fwd", q),
+        **launch.maxsim("fwd int8" if d.dtype == torch.int8 else "fwd", q),
     )  # fmt: skip
     return scores, argmax
 
