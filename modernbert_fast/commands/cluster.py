@@ -37,11 +37,10 @@ def stream(
     context.target_max_block_size = 1  # a block for each shard, or the first would wait for 128 MiB of texts
     context.enable_progress_bars = False
     with data.DataContext.current(context):
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        shards = data.range(1, override_num_blocks=1).map_batches(
-            _read, fn_args=(args, rows, wanted), batch_size=None, scheduling_strategy=here
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # the file may be on no other machine
+        # Without CPUs of its own, as the actors may hold all that there are.
+        shards = data.from_items([0]).map_batches(
+            _read, fn_args=(args, rows, wanted), batch_size=None, num_cpus=0, label_selector=here
         )
         embedded = shards.map_batches(
             _Actor,

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from modernbert_fast.commands.embedder import Embedder
+from modernbert_fast.commands.embedder import Embedded, Embedder
 from modernbert_fast.commands.models import DTYPES, add_device_arguments, choose_device, positive
 from modernbert_fast.commands.progress import Progress
 from modernbert_fast.commands.ranks import joined
-from modernbert_fast.commands.stages import Times
+from modernbert_fast.commands.stages import Times, behind
 from modernbert_fast.commands.store import WRITERS, Store
 from modernbert_fast.commands.texts import read_shards, read_texts
 from modernbert_fast.texts import READERS, content_hash
 
 help = "embed the texts of a file"
 STAGES = ("reading", "tokenisation", "model", "writing")
+WRITES = 4  # shards that may wait for the disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,11 +85,14 @@ def embed(args: argparse.Namespace, wanted: set[int], rows: int, embedder: Embed
         embedded = cluster.stream(args, wanted, rows, embedder.identity(), times)
     else:
         embedded = embedder.stream(read_shards(args.input, args.field, args.shard, rows, wanted), times)
+
+    def write(shard: Embedded) -> None:
+        with times.of("writing"):
+            store.write(shard.number, shard.vectors)
+
     tokens = 0
     with Progress(sum(min(args.shard, rows - shard * args.shard) for shard in wanted)) as progress:
-        for shard in embedded:
-            with times.of("writing"):
-                store.write(shard.number, shard.vectors)
+        for shard in behind(write, embedded, WRITES):
             tokens += shard.tokens
             progress.update(len(shard.vectors))
     return tokens

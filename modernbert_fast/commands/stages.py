@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -27,6 +27,26 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
                 yield item
         finally:
             thread.shutdown(cancel_futures=True)
+
+
+def behind(work: Callable[[T], object], items: Iterable[T], depth: int) -> Iterator[T]:
+    """The items, each after a thread has called `work` with it; the thread is at most `depth` of them behind.
+
+    An exception of `work` is raised here, at most `depth` items later.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[tuple[T, Future[object]]] = deque()
+        for item in items:
+            waiting.append((item, thread.submit(work, item)))
+            if len(waiting) > depth:
+                yield _done(*waiting.popleft())
+        for pair in waiting:
+            yield _done(*pair)
+
+
+def _done(item: T, call: Future[object]) -> T:
+    call.result()
+    return item
 
 
 class Times:
