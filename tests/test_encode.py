@@ -1,7 +1,5 @@
 """modernbert-fast encode: formats, order, errors, and byte-identical output after two kills."""
 
-import csv
-import json
 import random
 import signal
 import subprocess
@@ -12,33 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from modernbert_fast.cli import main
-from modernbert_fast.commands.corpus import manual_texts
+from encode_runs import encode, finished, short_texts, write_texts
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
 TEXTS = ["", "a", "Zürich, 東京 and Ωmega", 'with "quotes", commas; and\ttabs', "word " * 700, "the last one"]
-
-
-def short_texts(count: int) -> list[str]:
-    words = " ".join(manual_texts()).split()
-    rng = random.Random(0)
-    return [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(count)]
-
-
-def write_texts(path: Path, texts: list[str]) -> Path:
-    if path.suffix == ".txt":
-        path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    elif path.suffix == ".csv":
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
-    else:
-        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(arrow.table({"text": texts}), path)
-    return path
 
 
 def read_rows(path: Path) -> np.ndarray:
@@ -68,10 +44,6 @@ def expected(checkpoint: Path, texts: list[str], pooling: str, normalize: bool) 
         row = hidden[0] if pooling == "cls" else hidden.mean(0)
         rows.append(row / row.norm() if normalize else row)
     return torch.stack(rows).numpy()
-
-
-def encode(*args: object) -> int:
-    return main(["encode", "--threads", "1", *map(str, args)])
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
@@ -129,10 +101,6 @@ def test_two_kills_leave_no_trace(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert encode(source, killed, *options, "--resume") == 0
     assert killed.read_bytes() == output.read_bytes()
     assert not parts.exists()
-
-
-def finished(parts: Path) -> list[Path]:
-    return list(parts.glob("????????.npy"))
 
 
 def kill_after(command: list[object], parts: Path, shards: int) -> None:

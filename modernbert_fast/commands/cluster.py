@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,6 +65,7 @@ def _connect(ray: Any, args: argparse.Namespace) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     own = {"include_dashboard": False} if args.ray == "local" else {}
     try:
         ray.init(args.ray, log_to_driver=False, logging_level="warning", **own)
