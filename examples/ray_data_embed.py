@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 import modernbert_fast as mf
+from modernbert_fast.ops import pooling  # `mf.ops` in the class would make Ray pickle torch.ops, which cannot be
 from modernbert_fast.tiny import FOLDER
 
 
@@ -31,7 +32,7 @@ class Embedder:
         ids = self.tokenizer(list(block["text"]), truncation=True)["input_ids"]
         batch = mf.PackedBatch.from_lists(ids, device=self.model.final_norm.weight.device)
         with torch.inference_mode():
-            vectors = mf.ops.pooling(self.model(batch), batch.cu_seqlens, mode="mean", normalize=True)
+            vectors = pooling(self.model(batch), batch.cu_seqlens, mode="mean", normalize=True)
         return {**block, "vector": vectors.float().cpu().numpy()}
 
 
