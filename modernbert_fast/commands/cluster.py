@@ -22,12 +22,12 @@ Columns = dict[str, Any]
 
 
 def stream(
-    args: argparse.Namespace, wanted: set[int], rows: int, identity: dict[str, Any], times: Times
+    args: argparse.Namespace, wanted: set[int], rows: int, embedder: Embedder, times: Times
 ) -> Iterator[Embedded]:
     """Embeds the wanted shards in any order; what an actor that died had in hand is done again.
 
     Args:
-        identity: of the Embedder here; an actor whose own differs refuses to work.
+        embedder: the one here; an actor whose own would make other vectors refuses to work.
 
     Raises:
         CommandError: no such cluster, or an actor cannot do the work.
@@ -45,7 +45,7 @@ def stream(
         )
         embedded = shards.map_batches(
             _Actor,
-            fn_constructor_args=(args, identity),
+            fn_constructor_args=(args, embedder.identity()),
             batch_size=CALL,
             compute=data.ActorPoolStrategy(size=args.actors),
             num_cpus=args.threads or 1,
@@ -55,7 +55,7 @@ def stream(
             for row in embedded.iter_rows():
                 for stage, seconds in zip(row["stages"], row["seconds"], strict=True):
                     times.seconds[stage] += seconds
-                vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, row["width"])
+                vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, embedder.width)
                 yield Embedded(row["number"], vectors, row["tokens"])
         except ray.exceptions.RayError as error:
             raise CommandError(f"--ray {args.ray}: {str(error).strip().splitlines()[-1]}") from error
@@ -89,18 +89,17 @@ class _Actor:
             facts = "; ".join(f"{key}: {own[key]}, not {identity[key]}" for key in differing)
             raise CommandError(f"an actor would make other vectors than this process ({facts})")
 
-    def __call__(self, batch: Columns) -> Iterator[Columns]:
-        times = Times()
+    def __call__(self, batch: Columns) -> Columns:
         shards: Iterable[Shard] = map(
             Shard, batch["number"].tolist(), batch["first"].tolist(), (texts.tolist() for texts in batch["texts"])
         )
-        for number, vectors, tokens in self.embedder.stream(shards, times):
-            spent, times.seconds = times.seconds, type(times.seconds)()
-            yield {
-                "number": [number],
-                "tokens": [tokens],
-                "vectors": [vectors.tobytes()],
-                "width": [vectors.shape[1]],
-                "stages": [list(spent)],
-                "seconds": [list(spent.values())],
-            }
+        times = Times()
+        numbers, vectors, tokens = zip(*self.embedder.stream(shards, times), strict=True)
+        count = len(numbers)
+        return {
+            "number": numbers,
+            "tokens": tokens,
+            "vectors": [rows.tobytes() for rows in vectors],
+            "stages": [list(times.seconds)] * count,
+            "seconds": [[spent / count for spent in times.seconds.values()]] * count,
+        }

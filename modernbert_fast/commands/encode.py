@@ -82,7 +82,7 @@ def embed(args: argparse.Namespace, wanted: set[int], rows: int, embedder: Embed
     if args.ray:
         from modernbert_fast.commands import cluster
 
-        embedded = cluster.stream(args, wanted, rows, embedder.identity(), times)
+        embedded = cluster.stream(args, wanted, rows, embedder, times)
     else:
         embedded = embedder.stream(read_shards(args.input, args.field, args.shard, rows, wanted), times)
 
