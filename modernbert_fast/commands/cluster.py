@@ -97,8 +97,8 @@ class _Actor:
         numbers, vectors, tokens = zip(*self.embedder.stream(shards, times), strict=True)
         count = len(numbers)
         return {
-            "number": numbers,
-            "tokens": tokens,
+            "number": list(numbers),
+            "tokens": list(tokens),
             "vectors": [rows.tobytes() for rows in vectors],
             "stages": [list(times.seconds)] * count,
             "seconds": [[spent / count for spent in times.seconds.values()]] * count,
