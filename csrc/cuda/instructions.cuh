@@ -61,6 +61,9 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+/// Whether it holds for every lane.
+__device__ __forceinline__ bool all_of_warp(bool value) { return __all_sync(0xffffffffu, value); }
+
 /// The value of the lane `distance` below; the first lanes keep their own.
 template <class T>
 __device__ __forceinline__ T shuffle_up(T value, int distance) {

@@ -62,6 +62,11 @@ template <class T>
 inline T shuffle_xor(T value, int mask) {
   return exchange("shuffle_xor", value, (lane_of_thread() ^ mask) % kWarp);
 }
+inline bool all_of_warp(bool value) {
+  int all = value;
+  for (int mask = 1; mask < kWarp; mask *= 2) all &= shuffle_xor(all, mask);
+  return all;
+}
 template <class T>
 inline T shuffle_up(T value, int distance) {
   return exchange("shuffle_up", value, lane_of_thread() < distance ? lane_of_thread() : lane_of_thread() - distance);
