@@ -33,6 +33,6 @@ def test_support_conversations():
 
 
 def test_examples_are_short():
-    assert len(list(EXAMPLES.glob("*.py"))) == 3
+    assert len(list(EXAMPLES.glob("*.py"))) == 4
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path.name
