@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modernbert_fast import ops
+from modernbert_fast import dispatch, ops
 from modernbert_fast.retrieval.manifest import Manifest
 from modernbert_fast.retrieval.segment import Segment
 
@@ -105,8 +105,8 @@ class Index:
             raise ValueError("queries must be finite")
         if cu_queries is None:
             cu_queries = torch.arange(queries.shape[0] + 1, dtype=torch.int32)
-        queries = queries.to(self.device, torch.float32 if self.device.type == "cpu" else torch.float16)
-        cu_queries = cu_queries.to(self.device)
+        queries, cu_queries = queries.to(self.device), cu_queries.to(self.device)
+        queries = queries.float() if dispatch.host_readable(queries) else queries.half()
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(cu_queries.numel() - 1)]
         for number, segment in enumerate(self.segments):
             selected = segment.selected(where)

@@ -89,10 +89,11 @@ class Segment:
     def on(self, device: torch.device) -> Vectors:
         """The vectors on a device, which keeps them; on the CPU those of the mapped file."""
         here = Vectors(self.vectors, self.bounds, self.scales)
-        if device.type == "cpu":
+        if device == self.vectors.device:
             return here
         if device not in self._elsewhere:
-            self._elsewhere[device] = Vectors(*(None if x is None else x.to(device) for x in here))
+            scales = None if self.scales is None else self.scales.to(device)
+            self._elsewhere[device] = Vectors(self.vectors.to(device), self.bounds.to(device), scales)
         return self._elsewhere[device]
 
     def damage(self) -> list[str]:
