@@ -7,6 +7,7 @@
 
 #include "../checks/layer_norm.h"
 #include "binding.h"
+#include "bindings.h"
 #include "warp.cuh"
 
 namespace modernbert_fast::cuda {
@@ -96,25 +97,38 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   for (int64_t t = blockIdx.x * teams + team.number(); t < a.rows; t += gridDim.x * teams) {
     const int64_t source = row_of(a, t);
     float row[kHeld], total = 0;
-    for_columns<kPack>(C, team, [&](int c, int at) {
-      X x[kPack] = {};
-      if (source >= 0) load(x, a.x + source * a.x_stride + c);
-      if (residual == nullptr) {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) row[at + i] = to_float(x[i]);
+    const auto load_pack = [&](int c, X(&x)[kPack], S(&added)[kPack]) {
+      if (source >= 0) {
+        load(x, a.x + source * a.x_stride + c);
       } else {
-        S sum[kPack];
-        load(sum, residual + t * a.residual_stride + c);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          sum[i] = from_float<S>(to_float(sum[i]) + to_float(x[i]));
-          row[at + i] = to_float(sum[i]);
-        }
-        store(static_cast<S*>(a.sum) + t * C + c, sum);
+        for (int i = 0; i < kPack; ++i) x[i] = X{};
       }
+      if (residual != nullptr) load(added, residual + t * a.residual_stride + c);
+    };
+    const auto hold_pack = [&](int c, int at, const X(&x)[kPack], S(&added)[kPack]) {
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) total += row[at + i];
-    });
+      for (int i = 0; i < kPack; ++i) {
+        if (residual != nullptr) added[i] = from_float<S>(to_float(added[i]) + to_float(x[i]));
+        row[at + i] = residual != nullptr ? to_float(added[i]) : to_float(x[i]);
+        total += row[at + i];
+      }
+      if (residual != nullptr) store(static_cast<S*>(a.sum) + t * C + c, added);
+    };
+    if constexpr (kPack > 1) {
+      // All loads first: a load waits for a store before it, whose address may be its own for all the compiler knows.
+      X x[kHeld / kPack][kPack];
+      S added[kHeld / kPack][kPack];
+      for_columns<kPack>(C, team, [&](int c, int at) { load_pack(c, x[at / kPack], added[at / kPack]); });
+      for_columns<kPack>(C, team, [&](int c, int at) { hold_pack(c, at, x[at / kPack], added[at / kPack]); });
+    } else {  // one element at a time takes more registers for addresses
+      for_columns<kPack>(C, team, [&](int c, int at) {
+        X x[kPack];
+        S added[kPack];
+        load_pack(c, x, added);
+        hold_pack(c, at, x, added);
+      });
+    }
 
     // The fp32 mean of an offset row is off by an ulp of the offset, which can exceed the spread: correct it.
     const float mean = team.sum(total, 0) / C;
@@ -285,11 +299,9 @@ bool packs(const std::optional<Tensor>& x) {
   return !x || rows_of_16(data<T>(*x), x->dim() > 1 ? x->stride(0) : 0);
 }
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
 /// Normalises rows of x: all of them in order, or those that ids name.
-Forward forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
-                const std::optional<Tensor>& weight_in, const std::optional<Tensor>& bias_in, double eps) {
+LayerNormResult forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
+                        const std::optional<Tensor>& weight_in, const std::optional<Tensor>& bias_in, double eps) {
   const OnDeviceOf device(x_in);
   const Tensor x = with_contiguous_rows(x_in);
   const auto dense = [](const auto& tensor, auto make) { return tensor ? std::optional(make(*tensor)) : std::nullopt; };
@@ -355,11 +367,15 @@ Forward forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std:
   return {y, sum, mean, rstd};
 }
 
-Forward layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
-                           const std::optional<Tensor>& bias, double eps) {
+}  // namespace
+
+LayerNormResult layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual,
+                                   const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
   check_layer_norm(x, residual, weight, bias);
   return forward(x, std::nullopt, residual, weight, bias, eps);
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, const Tensor& table,
                                                             const std::optional<Tensor>& weight,

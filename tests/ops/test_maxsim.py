@@ -1,12 +1,15 @@
 """MaxSim: ragged queries and documents, empty ones, the winners, no padding in the score."""
 
+import functools
 import itertools
+import sys
 
+import maxsim_cases
 import pytest
 import torch
 
 from modernbert_fast import dispatch, ops
-from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, memory, problems
+from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, memory, plain, problems
 
 OP = "maxsim"
 CASES = [  # queries, documents, width
@@ -45,17 +48,17 @@ def test_pairwise(backend, device, dtype, queries, documents, D):
 
 
 @pytest.mark.parametrize("pairwise", [False, True])
-@pytest.mark.rows("cpu", "reference")
-def test_int8_documents_are_their_integers(backend, device, pairwise):
+def test_int8_documents_are_their_integers(backend, device, dtype, pairwise):
     """Of every width a row's loads can end in, at both ends of int8, sliced from something larger."""
-    for D in (1, 7, 16, 33, 128):
-        q, d, *bounds = problems.maxsim((3, 0, 33), (5, 97, 0), D, torch.float32, device).inputs().values()
-        integers = torch.randint(-128, 128, (len(d) + 1, D + 3)).to(torch.int8)[1:, 2:-1]
+    queries, documents = (3, 0, 33, 8, 20), (5, 97, 0, 64, 12)
+    for D in (1, 7, 16, 33, 130):
+        q, d, *bounds = problems.maxsim(queries, documents, D, dtype, device).inputs().values()
+        integers = torch.randint(-128, 128, (len(d) + 1, D + 3)).to(device, torch.int8)[1:, 2:-1]
         found = ops.maxsim(q, integers, *bounds, pairwise=pairwise, return_argmax=True)
         with dispatch.use_backend("reference", OP):
             expected = ops.maxsim(q.double(), integers, *bounds, pairwise=pairwise, return_argmax=True)
-            plain = ops.maxsim(q, integers.float(), *bounds, pairwise=pairwise)
-        assert_as_good_as(found[0], plain, expected[0], f"D = {D}")
+        same_dtype = plain.maxsim(q, integers.to(dtype), *bounds, pairwise)
+        assert_as_good_as(found[0], same_dtype, expected[0], f"D = {D}")
         assert torch.equal(found[1], expected[1])
         assert not ops.maxsim(q.requires_grad_(), integers, *bounds, pairwise=pairwise).requires_grad
 
@@ -168,6 +171,71 @@ def test_empty_documents(backend, device):
     scores, argmax = ops.maxsim(q, d, cu_queries, cu_documents, return_argmax=True)
     assert scores.tolist() == [[float("-inf"), 8.0], [0.0, 0.0]]
     assert argmax.tolist() == [[-1, 0], [-1, 0]]
+
+
+def test_distillation(backend, device):
+    """In-batch scores of a student follow a teacher's: the gradients are those of plain torch."""
+    student, teacher = (problems.maxsim((5, 0, 9), (7, 12, 0, 3), 16, torch.float32, device) for _ in range(2))
+    goal = plain.maxsim(*teacher.inputs(seed=1).values(), pairwise=False)
+    seen = torch.isfinite(goal)
+
+    def loss(score, dtype):
+        inputs = {n: x.to(dtype).requires_grad_() if n in "qd" else x for n, x in student.inputs().items()}
+        scores, wanted = (x.masked_fill(~seen, -1e4).log_softmax(1) for x in (score(**inputs), goal.to(dtype)))
+        value = torch.nn.functional.kl_div(scores, wanted, log_target=True, reduction="batchmean")
+        return [value, *torch.autograd.grad(value, (inputs["q"], inputs["d"]))]
+
+    by_torch = functools.partial(plain.maxsim, pairwise=False)
+    ways = loss(ops.maxsim, torch.float32), loss(by_torch, torch.float32), loss(by_torch, torch.float64)
+    for got, same_dtype, truth in zip(*ways, strict=True):
+        assert_as_good_as(got, same_dtype, truth)
+
+
+@pytest.mark.parametrize("at_once", [2**26, 12])
+def test_topk(backend, device, monkeypatch, at_once):
+    """The documents that a full sort finds, the first of equals first, scaled, filtered; never one without tokens."""
+    monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", at_once)
+    lengths = (3, 0, 5, 1, 70, 2, 0, 9, 4, 4)
+    q, d, cu_q, cu_d = problems.maxsim((4, 0, 33), lengths, 16, torch.float32, device).inputs().values()
+    d[cu_d[8] : cu_d[9]] = d[cu_d[9] :]  # two documents alike
+    scales = torch.arange(1.0, 11.0, device=device)
+    scales[9] = scales[8]
+    allowed = torch.tensor([n != 2 for n in lengths], device=device)
+    scores = ops.maxsim(q, d, cu_q, cu_d) * scales
+    for k in (1, 4, 30):
+        best, documents = ops.maxsim_topk(q, d, cu_q, cu_d, k, scales=scales, allowed=allowed)
+        assert best.shape == documents.shape == (3, k) and documents.dtype == torch.int64
+        for i, row in enumerate(scores.tolist()):
+            fit = [j for j, n in enumerate(lengths) if n not in (0, 2)]
+            order = sorted(fit, key=lambda j: (-row[j], j))[:k]
+            assert documents[i].tolist() == order + [-1] * (k - len(order))
+            assert best[i].tolist() == [row[j] for j in order] + [float("-inf")] * (k - len(order))
+    none = ops.maxsim_topk(q, d[:0], cu_q, cu_d[:1], 2)
+    assert none[1].tolist() == [[-1, -1]] * 3
+    for wrong in ({"k": 0}, {"k": 2, "scales": scales[1:]}, {"k": 2, "allowed": allowed[:, None]}):
+        with pytest.raises(ValueError):
+            ops.maxsim_topk(q, d, cu_q, cu_d, **wrong)
+
+
+def test_skipped_tokens(backend, device, dtype):
+    """As if they had never been there, in scores and gradients; a text may lose all of its tokens."""
+    q, d, cu_q, cu_d = problems.maxsim((4, 3), (6, 2, 5), 8, dtype, device).inputs().values()
+    mask = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool, device=device)
+    d.requires_grad_()
+    scores = ops.maxsim(q, *(kept := ops.keep_tokens(d, cu_d, mask))[:1], cu_q, kept[1])
+    assert kept[1].tolist() == [0, 4, 4, 7]
+    assert_same_bits(scores, ops.maxsim(q, d.detach()[mask], cu_q, kept[1]))
+    (gradient,) = torch.autograd.grad(scores[:, [0, 2]].sum(), d)
+    assert not gradient[~mask].any() and gradient[mask].any()
+    with pytest.raises(TypeError):
+        ops.keep_tokens(d, cu_d, mask.int())
+
+
+@pytest.mark.heavy
+@pytest.mark.rows("cpu", "triton")
+def test_random_cases(backend, device, dtype):
+    """More of the same: python tests/ops/maxsim_cases.py 10000."""
+    assert maxsim_cases.check(60, dtype, device) == 60
 
 
 def test_refuses_bounds(backend, device):
