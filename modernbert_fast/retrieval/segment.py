@@ -57,9 +57,12 @@ class Segment:
         """The attributes of each document."""
         texts = unpack_strings(*self._attributes)
         try:
-            return [json.loads(text) if text else {} for text in texts]
+            rows = [json.loads(text) if text else {} for text in texts]
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self._where}: damaged attributes: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{self._where}: damaged attributes: not objects")
+        return rows
 
     def id(self, row: int) -> str:
         """The id of one document, without reading the others."""
