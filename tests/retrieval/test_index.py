@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import index_histories as histories
 import pytest
@@ -229,7 +230,7 @@ def test_fuzzed_files_never_crash(tmp_path):
 
 def test_attributes_that_are_no_objects_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("modernbert_fast.retrieval.segment.json.dumps", lambda row: "[3]")
+        patch.setattr("modernbert_fast.retrieval.segment.json", SimpleNamespace(dumps=lambda row: "[3]"))
         with IndexWriter(tmp_path, 2) as writer:
             writer.add(["a"], torch.ones(1, 2), attributes=[{"b": 1}])
     with pytest.raises(ValueError, match=r"segment.safetensors.*not objects"):
