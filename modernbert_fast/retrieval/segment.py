@@ -93,6 +93,14 @@ class Segment:
         """Vectors of documents that are not deleted."""
         return self.entry.tokens if self.live is None else int(self.bounds.diff()[self.live].sum())
 
+    def decoded(self, kept: torch.Tensor) -> torch.Tensor:
+        """Vectors (T', D) fp32 of the documents that are kept (N,) bool."""
+        lengths = self.bounds.diff()
+        vectors = self.vectors[kept.repeat_interleave(lengths)].float()
+        if self.scales is None:
+            return vectors
+        return vectors * self.scales[kept].repeat_interleave(lengths[kept])[:, None]
+
     @staticmethod
     def joined(group: Sequence[Segment]) -> dict[str, torch.Tensor]:
         """The documents of several segments that are not deleted, as one segment's file holds them; bits as stored."""
