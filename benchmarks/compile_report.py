@@ -77,7 +77,8 @@ def padding(kernels: Any) -> None:
 
 def maxsim(kernels: Any, dtype: torch.dtype, D: int, pairwise: bool) -> None:
     x, bounds = torch.zeros(T, D, dtype=dtype), torch.tensor([0, T // 2, T], dtype=torch.int32)
-    scores, argmax = kernels.forward(x, x, bounds, bounds, pairwise)
+    kernels.forward(x, x.to(torch.int8), bounds, bounds, pairwise, False)
+    scores, argmax = kernels.forward(x, x, bounds, bounds, pairwise, True)
     kernels.backward(scores, x, x, bounds, bounds, argmax, pairwise)
 
 

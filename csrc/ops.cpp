@@ -56,8 +56,8 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
       " Tensor tiles, int max_seqlen, int window, float scale) -> (Tensor x, Tensor residual)");
 
   m.def(
-      "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise)"
-      " -> (Tensor scores, Tensor argmax)");
+      "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise,"
+      " bool winners) -> (Tensor scores, Tensor argmax)");
   m.def(
       "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
       " bool pairwise) -> (Tensor dq, Tensor dd)");

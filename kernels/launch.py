@@ -13,14 +13,14 @@ import torch
 _PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 144, (9, 0): 132, (10, 0): 148, (12, 0): 188}
 
 
-# Whether products and sums fuse decides bits, and the default changes in Triton 3.10.
-FUSION = {"enable_fp_fusion": True}
+# Whether products and sums fuse decides bits, and the default changes in Triton 3.10. A kernel may ask for APART.
+FUSED, APART = {"enable_fp_fusion": True}, {"enable_fp_fusion": False}
 
 
 def start(kernel: Any, grid: tuple[int, ...], x: torch.Tensor, *args: Any, **options: Any) -> None:
     """Launches on the device of `x`."""
     with torch.cuda.device_of(x):
-        kernel[grid](*args, **FUSION, **options)
+        kernel[grid](*args, **{**FUSED, **options})
 
 
 def capability(x: torch.Tensor) -> tuple[int, int] | None:

@@ -175,10 +175,11 @@ def backward(
     programs = launch.persistent(x, launch.cdiv(T, tile.rows))
     dx = x.new_empty((T, C))
     dweight, dbias = (mean.new_empty((programs, C)) if has else None for has in (weight is not None, has_bias))
+    # dy * weight minus its mean is nothing where there is one column: the product is rounded before.
     launch.start(
         _bwd_kernel, (programs,), x,
         dy, dsum, x, launch.dense(weight), launch.dense(mean), launch.dense(rstd), dx, dweight, dbias,
         dy.stride(0), 0 if dsum is None else dsum.stride(0), x.stride(0), T, C,
-        ROWS=tile.rows, BLOCK_C=tile.width, num_warps=tile.warps,
+        ROWS=tile.rows, BLOCK_C=tile.width, num_warps=tile.warps, **launch.APART,
     )  # fmt: skip
     return dx, *(mean.new_empty(0) if partial is None else partial.sum(0) for partial in (dweight, dbias))

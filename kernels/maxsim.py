@@ -1,7 +1,8 @@
 """Late-interaction score of ragged queries and documents. Reference: modernbert_fast/reference/maxsim.py.
 
 Forward: a program for each pair of a query and a document; reads both, 2 x query tokens x document tokens x D flops,
-writes a winner for each query token; pairs of one document follow each other, so that memory gives each document once.
+writes a winner for each query token if asked; pairs of one document follow each other, so that memory gives each
+document once. int8 documents become the queries' dtype, which holds them exactly, on their way to the product.
 Backward: a program for each query token gathers its winners, D elements a document; a program for each tile of a
 document reads the winners and the queries, and sums what chose its tokens by a product with zeros and ones: as many
 flops as forward. Nothing is added up in an order that varies.
@@ -38,9 +39,9 @@ def _fwd_kernel(
     cu_queries_ptr,  # (Bq + 1,)
     cu_documents_ptr,  # (Bd + 1,)
     scores_ptr,  # (Bq, columns) fp32
-    argmax_ptr,  # (Tq, columns)
+    argmax_ptr,  # (Tq, columns) with WINNERS
     stride_qt, stride_dt, Tq, Td, Bq, columns, D,
-    PAIRWISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    PAIRWISE: tl.constexpr, WINNERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     query, column = tl.program_id(0).to(tl.int64) % Bq, tl.program_id(0).to(tl.int64) // Bq
@@ -60,45 +61,51 @@ def _fwd_kernel(
             t_n = tl.arange(0, BLOCK_N) + n
             in_n = t_n < end_n
             if WHOLE:
-                d = _load(d_ptr, t_n.to(tl.int64), stride_dt, in_n, c, D)
+                d = _load(d_ptr, t_n.to(tl.int64), stride_dt, in_n, c, D).to(q.dtype)
                 s = tl.dot(d, tl.trans(q), input_precision=PRECISION)
             else:
                 s = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
                 for k in range(0, D, BLOCK_D):
-                    d = _load(d_ptr, t_n.to(tl.int64), stride_dt, in_n, c + k, D)
                     q = _load(q_ptr, t_m, stride_qt, in_m, c + k, D)
-                    s = tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
-            better = (s > best) | ((s != s) & (best == best)) | (at < 0)
-            better = better & in_n[:, None]
-            best = tl.where(better, s, best)
-            at = tl.where(better, t_n[:, None], at)
+                    d = _load(d_ptr, t_n.to(tl.int64), stride_dt, in_n, c + k, D).to(q.dtype)
+                    if PRECISION == "ieee":  # sums of sums are more accurate than one long sum: this keeps them apart
+                        s += tl.dot(d, tl.trans(q), input_precision=PRECISION, max_num_imprecise_acc=BLOCK_D)
+                    else:
+                        s = tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
+            better = (s > best) | ((s != s) & (best == best))
+            if WINNERS:
+                better = (better | (at < 0)) & in_n[:, None]
+                at = tl.where(better, t_n[:, None], at)
+            best = tl.where(better & in_n[:, None], s, best)
         top, winner = _best(best, at)
         score += tl.where(in_m, top, 0.0)
-        tl.store(argmax_ptr + t_m * columns + column, tl.where(end_n > start_n, winner, -1), mask=in_m)
+        if WINNERS:
+            tl.store(argmax_ptr + t_m * columns + column, tl.where(end_n > start_n, winner, -1), mask=in_m)
     tl.store(scores_ptr + query * columns + column, tl.sum(score, axis=0))
 
 
 def forward(
-    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
+    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool, winners: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,) fp32, argmax (Tq, Bd) or (Tq,)."""
+    """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,) fp32, argmax (Tq, Bd) or (Tq,), or (0,) without winners."""
     q, d = _alike(q, d)
     (Tq, D), Td, Bq = q.shape, d.shape[0], cu_queries.shape[0] - 1
     columns = () if pairwise else (cu_documents.shape[0] - 1,)
     scores = q.new_empty((Bq, *columns), dtype=torch.float32)
-    argmax = q.new_full((Tq, *columns), -1, dtype=torch.int32)
+    argmax = q.new_full((Tq, *columns) if winners else (0,), -1, dtype=torch.int32)
     launch.start(
         _fwd_kernel, (scores.numel(),), q,
         q, d, cu_queries.contiguous(), cu_documents.contiguous(), scores, argmax,
-        q.stride(0), d.stride(0), Tq, Td, Bq, *(columns or (1,)), D, PAIRWISE=pairwise, **launch.maxsim("fwd", q),
+        q.stride(0), d.stride(0), Tq, Td, Bq, *(columns or (1,)), D, PAIRWISE=pairwise, WINNERS=winners,
+        **launch.maxsim("fwd", q),
     )  # fmt: skip
     return scores, argmax
 
 
 def _alike(q: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in the wider of their dtypes, rows without gaps inside."""
+    """Both in the wider of their dtypes, but for int8 documents, which the kernel widens; rows without gaps inside."""
     dtype = torch.promote_types(q.dtype, d.dtype)
-    return launch.inner_dense(q.to(dtype)), launch.inner_dense(d.to(dtype))
+    return launch.inner_dense(q.to(dtype)), launch.inner_dense(d if d.dtype == torch.int8 else d.to(dtype))
 
 
 @triton.jit

@@ -66,7 +66,7 @@ def compiled(call: Callable[[], Any], chip: int) -> list[Kernel]:
     found: list[Kernel] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], x: torch.Tensor, *args: Any, **options: Any) -> None:
-        binary = kernel.warmup(*args, grid=grid, **launch.FUSION, **options)
+        binary = kernel.warmup(*args, grid=grid, **{**launch.FUSED, **options})
         ptx = binary.asm["ptx"]
         products = {kind: len(re.findall(pattern, ptx)) for kind, pattern in _TENSOR_CORES.items()}
         registers, spilled = _resources(binary.asm["cubin"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,12 +109,16 @@ def accelerate(
     for module in model.modules():  # heads, once their encoder is packed
         if type(module) in hf.CLASSES and hasattr(getattr(module, "model", None), _SETTINGS):
             module.__class__ = hf.CLASSES[type(module)]
+    pipelines = _pipelines()
+    for module in model.modules():
+        if type(module) in pipelines and is_accelerated(module):
+            module.__class__ = pipelines[type(module)]
     return model
 
 
 def restore(model: nn.Module) -> Any:
     """Undoes accelerate(): the stock classes again, bit for bit the stock outputs. Returns the same object."""
-    stock = {fast: slow for slow, fast in _hf().CLASSES.items()}
+    stock = {fast: slow for slow, fast in {**_hf().CLASSES, **_pipelines()}.items()}
     for module in model.modules():
         if type(module) in stock:
             module.__class__ = stock[type(module)]
@@ -206,6 +211,18 @@ def _hf() -> Any:
             f"accelerate() works on models of transformers 5.17 or later (pip install modernbert-fast[hf]): {error}"
         ) from error
     return hf
+
+
+def _pipelines() -> dict[type, type]:
+    """The classes of sentence-transformers, where a model of its own may be about; older than 6, none."""
+    if "sentence_transformers" not in sys.modules:
+        return {}
+    try:
+        from modernbert_fast import sentence
+    except ImportError as error:
+        logger.warning("modernbert_fast: sentence-transformers' own modules run as they are: %s", error)
+        return {}
+    return sentence.CLASSES
 
 
 def _unfamiliar(hf: Any, model: Any) -> str:

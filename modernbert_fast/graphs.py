@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from modernbert_fast import dispatch, encoder, library, modules
+from modernbert_fast import dispatch, encoder, library, modules, watch
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.ops import checks, padding
@@ -288,42 +287,23 @@ def _objection(model: Any, config: EncoderConfig, batch: PackedBatch, ids: Any, 
 
 
 class _Watch:
-    """What a recording takes for granted: modules and hooks, where parameters lie, which rows and products are forced.
-
-    Looked at before every replay, so in few steps of Python. Holds the model's parts, not the model, which holds it.
-    """
+    """What a recording takes for granted: the model, and which rows and products are forced. Looked at before every
+    replay."""
 
     def __init__(self, model: Any, config: EncoderConfig) -> None:
         self.objection = "" if _is_plain(model) else "a part is hooked, adapted, quantised, cast, replaced or drops out"
         attention = dispatch.call_of(model.final_norm.weight, width=config.hidden_size // config.num_attention_heads)
         if dispatch.chosen("attention", attention) == "reference":
             self.objection = "the reference row of attention reads bounds on the host"
-        self._parts = list(model.modules())[1:]
-        own = [part.__dict__ for part in self._parts]
-        self._own = own
-        self._children = [model._modules, *(d["_modules"] for d in own)]
-        self._hooks = [d[name] for d in own for name in modules.HOOKS]
-        self._parameters = [parameters for d in own if (parameters := d["_parameters"])]
-        self._state = self._look()
+        self._model, self._forced = watch.Watch(model), _forced()
 
     def sees_the_same(self, model: Any) -> bool:
         """Whether nothing has changed."""
-        return self._children[0] is model._modules and self._state == self._look()
+        return self._forced == _forced() and self._model.sees_the_same(model)
 
-    def _look(self) -> list[Any]:
-        state: list[Any] = [dispatch.forced(), torch.backends.cuda.matmul.fp32_precision]
-        state.append(torch.nn.modules.module._has_any_global_hook())
-        state += map(type, self._parts)
-        state += ["forward" in own for own in self._own]
-        state += [own["training"] for own in self._own]
-        state += itertools.chain.from_iterable(map(dict.values, self._children))
-        state += itertools.chain.from_iterable(self._hooks)
-        for parameter in itertools.chain.from_iterable(map(dict.values, self._parameters)):
-            if type(parameter) is nn.Parameter:
-                state += (parameter.data_ptr(), parameter.dtype)
-            else:
-                state += (type(parameter), id(parameter))
-        return state
+
+def _forced() -> tuple[dict[str, str], str]:
+    return dispatch.forced(), torch.backends.cuda.matmul.fp32_precision
 
 
 def _is_plain(model: Any) -> bool:
@@ -335,8 +315,5 @@ def _is_plain(model: Any) -> bool:
         and modules.is_plain(embeddings.norm, nn.LayerNorm)
         and modules.is_idle(embeddings.drop)
         and modules.is_plain(model.final_norm, nn.LayerNorm)
-        and all(
-            modules.is_untouched(block) and modules.layer_weights(block, x, x if i else None) is not None
-            for i, block in enumerate(model.layers)
-        )
+        and encoder.weights_of_layers(model, x) is not None
     )

@@ -33,7 +33,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define(schema: str, *, op: str, fake: Callable, call: Callable[..., dispatch.Call], check: Callable) -> Callable:
-    """Registers one torch op and returns its overload.
+    """Registers one torch op and returns the function that calls it.
 
     Args:
         schema: torch schema whose name is `<op>_<function>`.
@@ -64,7 +64,27 @@ def define(schema: str, *, op: str, fake: Callable, call: Callable[..., dispatch
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", trace, lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def enter(*args: Any) -> Any:
+        return run(*args) if _nobody_looks(args) else overload(*args)
+
+    return enter
+
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None)))
+
+
+def _nobody_looks(args: tuple[Any, ...]) -> bool:
+    """Whether torch's dispatcher would only call the op's body again, for as much as a kernel of a short text takes."""
+    return (
+        not torch.compiler.is_compiling()
+        and not wants_gradients()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and _PLAIN.issuperset(map(type, args))
+        and not args[0].is_meta
+    )
 
 
 def differentiable(function: type[torch.autograd.Function], op: Callable) -> Callable:
@@ -145,7 +165,11 @@ def native_backend(library: str) -> Callable[[str], SimpleNamespace]:
             raise ImportError(f"{library} holds no {op}")
         native = getattr(torch.ops, namespace)
         ops = {short: getattr(native, full).default for short, full in functions.items()}
-        return SimpleNamespace(**ops, **{_CHECKS: library == "_ops_cpu"})  # a GPU's do not read values
+        from modernbert_fast.ops import checks  # which imports this file
+
+        # What lies on a GPU is read by nobody but strict checks; what stands for it on the host, by ours.
+        checks_itself = library == "_ops_cpu" or not (checks.STRICT or CUDA_ON_HOST)
+        return SimpleNamespace(**ops, **{_CHECKS: checks_itself})
 
     return load
 

@@ -19,11 +19,10 @@ def is_untouched(module: nn.Module) -> bool:
     own = module.__dict__
     if torch.nn.modules.module._has_any_global_hook() or "forward" in own:
         return False
-    for name in HOOKS:
-        for hook in own[name].values():
-            if getattr(hook, "__module__", "") != _ONLY_LOOKS:
-                return False
-    return True
+    hooks = [own[name] for name in HOOKS]
+    return not any(hooks) or all(
+        getattr(hook, "__module__", "") == _ONLY_LOOKS for named in hooks for hook in named.values()
+    )
 
 
 def class_path(module: nn.Module) -> str:

@@ -106,7 +106,10 @@ def interleave(
     for _ in range(rounds):
         for (arm, _), taken in zip(peaks, samples, strict=True):
             time.sleep(rest)
-            taken.append((clock or seconds)(arm.run))
+            try:
+                taken.append((clock or seconds)(arm.run))
+            except Exception as error:  # a lost accelerator: whose doing it was
+                raise RuntimeError(f"while {arm.name} was timed: {error}") from error
     return [Measurement(arm.name, tuple(taken), peak) for (arm, peak), taken in zip(peaks, samples, strict=True)]
 
 

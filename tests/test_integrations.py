@@ -1,7 +1,6 @@
-"""Libraries that hold a ModernBERT: PEFT and sentence-transformers, accelerated in place."""
+"""PEFT around a ModernBERT, accelerated in place."""
 
 import copy
-import json
 
 import hf_models as hf
 import pytest
@@ -12,7 +11,6 @@ import modernbert_fast as mf
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEQUENCE = "ModernBertForSequenceClassification"
-TEXTS = ["a short one", "a text of quite a few more words than the others have", "two words"]
 
 
 def given():
@@ -126,78 +124,3 @@ def test_a_saved_module_steps_aside_with_its_adapter(peft, module):
             assert hf.relative(model(**given()).logits, plain) <= 1e-5
         mf.restore(model)
         assert hf.relative(model(**given()).logits, tuned) <= 1e-5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A sentence-transformers folder without network: a tokenizer of words and a tiny model."""
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    folder = tmp_path_factory.mktemp("st")
-    words = sorted({word for text in TEXTS for word in text.split()})
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *words])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
-    names["model_input_names"] = ["input_ids", "attention_mask"]
-    (folder / "tokenizer_config.json").write_text(json.dumps({**names, **special}))
-    return sentence_transformers, folder
-
-
-def saved(checkpoint, architecture, **changes):
-    sentence_transformers, folder = checkpoint
-    hf.build(architecture, hf.tiny_config(**changes)).save_pretrained(folder)
-    return sentence_transformers, str(folder)
-
-
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_sentence_transformer_encodes_the_same(checkpoint, pooling):
-    sentence_transformers, folder = saved(checkpoint, "ModernBertModel")
-    from sentence_transformers.models import Pooling, Transformer
-
-    word = Transformer(folder)
-    model = sentence_transformers.SentenceTransformer(modules=[word, Pooling(32, pooling)], device="cpu")
-    expected = model.encode(TEXTS, convert_to_tensor=True)
-    assert mf.accelerate(model) is model
-    actual = model.encode(TEXTS, convert_to_tensor=True)
-    assert mf.is_accelerated(model)
-    assert hf.relative(actual, expected) <= 1e-5
-    assert torch.equal(mf.restore(model).encode(TEXTS, convert_to_tensor=True), expected)
-
-
-def test_sentence_transformer_trains_the_same(checkpoint):
-    sentence_transformers, folder = saved(checkpoint, "ModernBertModel")
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.models import Pooling, Transformer
-
-    grads = []
-    for accelerated in (False, True):
-        model = sentence_transformers.SentenceTransformer(
-            modules=[Transformer(folder), Pooling(32, "mean")], device="cpu"
-        )
-        if accelerated:
-            mf.accelerate(model)
-        loss = MultipleNegativesRankingLoss(model)
-        features = [model.preprocess(TEXTS), model.preprocess(TEXTS[::-1])]
-        loss(features, None).backward()
-        grads.append(hf.gradients(model))
-    assert grads[0].keys() == grads[1].keys()
-    for name, gradient in grads[0].items():
-        assert hf.relative(grads[1][name], gradient) <= 1e-4, name
-
-
-def test_cross_encoder_scores_the_same(checkpoint):
-    sentence_transformers, folder = saved(checkpoint, SEQUENCE, num_labels=1)
-    model = sentence_transformers.CrossEncoder(folder, device="cpu")
-    pairs = [(one, other) for one in TEXTS for other in TEXTS]
-    expected = model.predict(pairs, convert_to_tensor=True)
-    assert mf.accelerate(model) is model
-    assert hf.relative(model.predict(pairs, convert_to_tensor=True), expected) <= 1e-5
-    assert mf.is_accelerated(model)

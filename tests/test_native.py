@@ -295,7 +295,7 @@ def linear_backward(dy):
 
 
 def best_backward(dscores):
-    return ops.maxsim_backward(dscores, X, X, CU, CU, ops.maxsim_forward(X, X, CU, CU, False)[1], False)
+    return ops.maxsim_backward(dscores, X, X, CU, CU, ops.maxsim_forward(X, X, CU, CU, False, True)[1], False)
 
 
 BAD_CALLS = [

@@ -87,7 +87,7 @@ def test_hostile_bounds_reach_nothing_outside(bounds):
     entries = kernels("padding").tiles(cu_seqlens, T, 4)
     assert entries.shape == (T // 4 + len(bounds) - 1, 2) and entries.ge(-1).all() and entries.lt(T).all()
     for pairwise in (False, True):
-        scores, argmax = maxsim.forward(x, x, cu_seqlens, cu_seqlens, pairwise)
+        scores, argmax = maxsim.forward(x, x, cu_seqlens, cu_seqlens, pairwise, True)
         assert not scores.isnan().any() and argmax.ge(-1).all() and argmax.lt(T).all()
         wild = torch.full_like(argmax, bounds[1])
         maxsim.backward(torch.ones_like(scores), x, x, cu_seqlens, cu_seqlens, wild, pairwise)
@@ -151,7 +151,7 @@ def test_rows_that_bounds_leave_out_are_zero(T, bounds):
         found["dqkv"] = kernels("attention").backward(do, qkv, found["o"], lse, *geometry)
         pooled, norm = kernels("pooling").forward(x, cu_seqlens, "mean", True)
         found["pooled dx"] = kernels("pooling").backward(pooled, pooled, norm, cu_seqlens, "mean", True, T)
-        scores, argmax = kernels("maxsim").forward(x, x, cu_seqlens, cu_seqlens, True)
+        scores, argmax = kernels("maxsim").forward(x, x, cu_seqlens, cu_seqlens, True, True)
         found["argmax"] = argmax + 1
         scores.fill_(1)
         found["dq"], found["dd"] = kernels("maxsim").backward(scores, x, x, cu_seqlens, cu_seqlens, argmax, True)
@@ -180,7 +180,7 @@ def test_the_host_waits_for_totals_only():
         (lambda: padding.plan(torch.ones(2, 3)), 1),
         (lambda: padding.pad(padding.unpad(x, indices), indices, 9), 0),
         (lambda: padding.tiles(bounds, 6, 4), 0),
-        (lambda: maxsim.forward(x, x, bounds, bounds, False), 0),
+        (lambda: maxsim.forward(x, x, bounds, bounds, False, True), 0),
         (lambda: maxsim.backward(x[:2, 0], x, x, bounds, bounds, indices.int(), True), 0),
         (lambda: cross_entropy.forward(*loss, -100), 1),
         (lambda: cross_entropy.backward(x[:, 0], *loss, x[:, 0], -100, True, True, True), 1),

@@ -1,6 +1,6 @@
 """How fast it is on a GPU, the most important first: python benchmarks/run.py gpu/bench (make bench-gpu).
 
-Ceilings; the encoder against stock and torch's parts; latency; attention, norms and geglu; a training step; large; then
+Ceilings; the encoder against stock and torch's parts; latency; attention, norms and geglu; a training step; MaxSim; large; then
 what takes long to compile, and the small ops. Arms are checked, interleaved and timed by events; medians.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import harness
 import torch
-from gpu import ceilings, encoders, op_arms, session, sizes, training
+from gpu import ceilings, encoders, late_interaction, op_arms, session, sizes, training
 from gpu.journal import Case, work
 
 PROGRAM = "gpu/bench"
@@ -41,6 +41,7 @@ def cases(chosen: sizes.Sizes, path: Path) -> Iterator[Case]:
     yield from encoders.latency_cases(chosen, first, path)
     yield from _ops(chosen, first, path)
     yield from training.cases(chosen)
+    yield from late_interaction.cases(chosen)
     for model in rest:
         yield from encoders.cases(chosen, model, encoders.SWIFT, path)
     yield from encoders.cases(chosen, first, encoders.SLOW_TO_BUILD, path)

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../checks/encoder_layer.h"
 #include "bindings.h"
 
 namespace modernbert_fast::cpu {
@@ -20,25 +21,7 @@ std::tuple<Tensor, Tensor> encoder_layer_forward(
     const Tensor& Wi, const Optional& Wi_bias, const Tensor& mlp_Wo, const Optional& mlp_Wo_bias, int64_t head_dim,
     const Tensor& cu_seqlens, const Optional& positions, const Optional& cos, const Optional& sin,
     const Optional& columns, const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale) {
-  check_dim(x, "x", 2);
-  check_dim(Wqkv, "Wqkv", 2);
-  check_dim(Wi, "Wi", 2);
-  const int64_t C = x.size(1), F = Wi.size(0) / 2;
-  check(head_dim > 0 && Wqkv.size(0) % (3 * head_dim) == 0, "Wqkv must have 3 rows for each element of heads of ",
-        head_dim, ", got ", Wqkv);
-  check(Wi.size(0) % 2 == 0, "Wi must be (2 F, C), got ", Wi);
-  const auto check_matrix = [&](const Tensor& tensor, const char* name, int64_t rows, int64_t columns) {
-    check_shape(tensor, name, {rows, columns}, "(rows, columns)");
-    check_dtype(tensor, name, {x.scalar_type()});
-    check_same_device(tensor, name, x, "x");
-  };
-  check_matrix(Wqkv, "Wqkv", Wqkv.size(0), C);
-  check_matrix(attn_Wo, "attn_Wo", C, Wqkv.size(0) / 3);
-  check_matrix(Wi, "Wi", 2 * F, C);
-  check_matrix(mlp_Wo, "mlp_Wo", C, F);
-  check_shape(mlp_norm, "mlp_norm", {C}, "(C,)");
-  if (residual) check_matrix(*residual, "residual", x.size(0), C);
-  check(attn_norm || !(residual || attn_norm_bias), "a residual and a bias need an attn_norm");
+  check_encoder_layer(x, residual, attn_norm, attn_norm_bias, Wqkv, attn_Wo, mlp_norm, Wi, mlp_Wo, head_dim);
   const int64_t T = x.size(0), H = Wqkv.size(0) / (3 * head_dim);
   Tensor stream = x;
   // Each result goes when the next is made: at 8,192 tokens it is tens of megabytes.

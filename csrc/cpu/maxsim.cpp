@@ -68,11 +68,11 @@ class Inputs {
 };
 
 std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, const Tensor& cu_queries,
-                                          const Tensor& cu_documents, bool pairwise) {
+                                          const Tensor& cu_documents, bool pairwise, bool winners) {
   const Inputs inputs(q, d, cu_queries, cu_documents, pairwise, true);
   const MaxSimArgs& in = inputs.args();
   Tensor scores = inputs.new_results(in.queries, ScalarType::Float);
-  Tensor argmax = inputs.new_results(q.size(0), ScalarType::Int);
+  Tensor argmax = winners ? inputs.new_results(q.size(0), ScalarType::Int) : new_tensor({0}, ScalarType::Int);
 
   const index_t width = loops().tile_columns;
   std::vector<QueryGroup> groups;
@@ -86,13 +86,13 @@ std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, cons
     widest = std::max(widest, wide);
   }
   const index_t G = static_cast<index_t>(groups.size());
-  const Scratch panels(columns * in.D);
+  const Scratch panels(columns * maxsim_panel_rows(in));
   const MaxSimForwardArgs args{in,
                                groups.data(),
                                G,
                                panels.get(),
                                static_cast<float*>(scores.mutable_data_ptr()),
-                               static_cast<int32_t*>(argmax.mutable_data_ptr())};
+                               winners ? static_cast<int32_t*>(argmax.mutable_data_ptr()) : nullptr};
   parallel_rows(G, columns * in.D / std::max<index_t>(G, 1),
                 [&](index_t begin, index_t end) { loops().maxsim_pack(args, begin, end); });
   Costs costs;
@@ -103,8 +103,8 @@ std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, cons
         inputs.query_tokens(group.first, group.last) * inputs.document_tokens(maxsim_document(args, unit)) * in.D + 1);
   }
   costs.parallel(kGrain, [&](index_t begin, index_t end) {
-    std::vector<int32_t> winners(widest + 1);
-    loops().maxsim_forward(args, begin, end, Scratch(loops().maxsim_scratch(in, widest)).get(), winners.data());
+    std::vector<int32_t> rows(widest + 1);
+    loops().maxsim_forward(args, begin, end, Scratch(loops().maxsim_scratch(in, widest)).get(), rows.data());
   });
   return {scores, argmax};
 }

@@ -35,10 +35,14 @@ struct MaxSimForwardArgs {
   MaxSimArgs in;
   const QueryGroup* groups;
   index_t group_count;
-  float* panels;    // every group's tokens, transposed: (columns / W, D, W), W = tile_columns
+  float* panels;    // every group's tokens, transposed: (columns / W, maxsim_panel_rows, W), W = tile_columns
   float* scores;    // (Bq, columns)
-  int32_t* argmax;  // (Tq, columns)
+  int32_t* argmax;  // (Tq, columns), or null if nobody asks for winners
 };
+
+/// Rows of a panel: elements, or for int8 documents at most what digits.inl.h packs, three for every four elements and
+/// four more.
+static inline index_t maxsim_panel_rows(const MaxSimArgs& a) { return a.bytes ? a.D + 7 : a.D; }
 
 /// Units of work of the forward: one group of queries and one document. The groups of a document are neighbours.
 static inline index_t maxsim_units(const MaxSimForwardArgs& a) {

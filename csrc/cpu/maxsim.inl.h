@@ -10,15 +10,26 @@ index_t maxsim_scratch(const MaxSimArgs& a, index_t columns) {
 
 // ---- forward
 
+/// Whether documents are multiplied as they are stored, as int8.
+MODERNBERT_FAST_INLINE bool multiplies_digits(const MaxSimArgs& a) {
+  return kMultipliesBytes && a.bytes && a.D <= kMostDigits;
+}
+
 void maxsim_pack(const MaxSimForwardArgs& a, index_t begin, index_t end) {
   const MaxSimArgs& in = a.in;
   for (index_t g = begin; g < end; ++g) {
     const index_t first = in.cu_queries[a.groups[g].first], tokens = in.cu_queries[a.groups[g].last] - first;
-    float* panel = a.panels + a.groups[g].column * in.D;
-    for (index_t t = 0; t < tokens; t += kTileColumns, panel += in.D * kTileColumns)
+    const index_t panel_rows = maxsim_panel_rows(in);
+    float* panel = a.panels + a.groups[g].column * panel_rows;
+    for (index_t t = 0; t < tokens; t += kTileColumns, panel += panel_rows * kTileColumns) {
+      if (multiplies_digits(in)) {
+        pack_digits(in.q + (first + t) * in.q_stride, in.q_stride, smaller(tokens - t, kTileColumns), in.D, panel);
+        continue;
+      }
       for (index_t v = 0; v < kTileColumns; v += kLanes)
         pack_transposed(in.q + (first + t + v) * in.q_stride, in.q_stride, smaller(larger(tokens - t - v, 0), kLanes),
                         in.D, panel + v, kTileColumns);
+    }
   }
 }
 
@@ -47,7 +58,45 @@ MODERNBERT_FAST_INLINE void keep_best(const float* scores, index_t rows, index_t
   }
 }
 
-template <class T>
+/// The scores of a block of document tokens (tokens, D) with the panels of a group, kept where they are the best.
+/// The next block, of this document or of the next, arrives meanwhile; past the end of a tensor fetching does nothing.
+template <class T, bool kAsDigits>
+void score_block(const MaxSimForwardArgs& a, const QueryGroup& group, const T* d, index_t tokens, index_t token,
+                 index_t columns, float* best, int32_t* winner, float* scores, float* block) {
+  const MaxSimArgs& in = a.in;
+  constexpr index_t kRows = kAsDigits ? kDigitRows : kTileRows;
+  const index_t panel_rows = maxsim_panel_rows(in), quads = quads_of(in.D);
+  const float* x = block;
+  index_t x_stride = in.D;
+  if constexpr (kAsDigits) {
+    pack_offset(d, in.d_stride, tokens, in.D, reinterpret_cast<uint8_t*>(block));
+  } else if constexpr (is_same<T, float>) {
+    x = d;
+    x_stride = in.d_stride;
+  } else {
+    pack_rows(d, in.d_stride, tokens, in.D, block, in.D, in.D);
+  }
+  for (index_t c = 0; c < columns; c += kTileColumns) {
+    const float* const panel = a.panels + (group.column + c) * panel_rows;
+    for (index_t r = 0; r < tokens; r += kRows) {
+      const index_t rows = smaller(kRows, tokens - r);
+      const char* const next = reinterpret_cast<const char*>(d + (r + kDocumentBlock) * in.d_stride);
+      const index_t ahead = c == 0 ? rows * in.d_stride * sizeof(T) : 0;
+      if constexpr (kAsDigits) {
+        digit_rows(rows, reinterpret_cast<const uint8_t*>(block) + r * 4 * quads, quads, panel, scores,
+                   Ahead{next, ahead / larger(quads, 1)});
+      } else {
+        const index_t bytes = ahead / larger(in.D, 1);
+        for (index_t k = 0; k < in.D || k == 0; k += kTileDepth)
+          tile_rows(rows, x + r * x_stride + k, x_stride, 1, panel + k * kTileColumns, kTileColumns,
+                    smaller(kTileDepth, in.D - k), scores, kTileColumns, k > 0, Ahead{next + k * bytes, bytes});
+      }
+      keep_best(scores, rows, token + r, best + c, winner + c);
+    }
+  }
+}
+
+template <class T, bool kAsDigits = false>
 void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t document, float* scratch,
                     int32_t* winner) {
   const MaxSimArgs& in = a.in;
@@ -59,33 +108,14 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
   for (index_t c = 0; c < columns; c += kLanes) store(best + c, splat(-__builtin_inff()));
   memset(winner, 0, columns * sizeof(int32_t));
 
-  for (index_t first = 0; first < length; first += kDocumentBlock) {
-    const index_t tokens = smaller(kDocumentBlock, length - first);
-    const T* const d = static_cast<const T*>(in.d) + (start + first) * in.d_stride;
-    const float* x = block;
-    index_t x_stride = in.D;
-    if constexpr (is_same<T, float>) {
-      x = d;
-      x_stride = in.d_stride;
-    } else {
-      pack_rows(d, in.d_stride, tokens, in.D, block, in.D, in.D);
+  for (index_t first = 0; first < length; first += kDocumentBlock)
+    score_block<T, kAsDigits>(a, group, static_cast<const T*>(in.d) + (start + first) * in.d_stride,
+                              smaller(kDocumentBlock, length - first), first, columns, best, winner, scores, block);
+  if constexpr (kAsDigits)
+    for (index_t c = 0; c < columns && length > 0; c += kLanes) {
+      const float* const panel = a.panels + (group.column + c / kTileColumns * kTileColumns) * maxsim_panel_rows(in);
+      store(best + c, load(best + c) * load(panel + c % kTileColumns));  // the scales of the query tokens
     }
-    for (index_t c = 0; c < columns; c += kTileColumns) {
-      const float* const panel = a.panels + (group.column + c) * in.D;
-      for (index_t r = 0; r < tokens; r += kTileRows) {
-        const index_t rows = smaller(kTileRows, tokens - r);
-        // The next block, of this document or of the next, arrives while this one is multiplied; past the end of a
-        // tensor fetching does nothing.
-        const T* const next = d + (r + kDocumentBlock) * in.d_stride;
-        const index_t bytes = c == 0 ? rows * in.d_stride * sizeof(T) / larger(in.D, 1) : 0;
-        for (index_t k = 0; k < in.D || k == 0; k += kTileDepth)
-          tile_rows(rows, x + r * x_stride + k, x_stride, 1, panel + k * kTileColumns, kTileColumns,
-                    smaller(kTileDepth, in.D - k), scores, kTileColumns, k > 0,
-                    Ahead{reinterpret_cast<const char*>(next) + k * bytes, bytes});
-        keep_best(scores, rows, first + r, best + c, winner + c);
-      }
-    }
-  }
 
   const index_t stride = maxsim_columns(in), column = maxsim_column(in, document);
   for (index_t query = group.first; query < group.last; ++query) {
@@ -94,7 +124,7 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
     for_row(tokens, [&](index_t t, auto lanes, int u)
                         MODERNBERT_FAST_LAMBDA { total.part[u] += load(best + from - q_start + t, lanes); });
     a.scores[query * stride + column] = total.total();
-    for (index_t t = from; t < from + tokens; ++t)
+    for (index_t t = from; t < from + tokens && a.argmax != nullptr; ++t)
       a.argmax[t * stride + column] = length > 0 ? static_cast<int32_t>(start + winner[t - q_start]) : -1;
   }
 }
@@ -103,7 +133,9 @@ void maxsim_forward(const MaxSimForwardArgs& a, index_t begin, index_t end, floa
   for (index_t unit = begin; unit < end; ++unit) {
     const QueryGroup& group = a.groups[maxsim_group(a, unit)];
     const index_t document = maxsim_document(a, unit);
-    if (a.in.bytes)
+    if (multiplies_digits(a.in))
+      score_document<int8_t, true>(a, group, document, scratch, winners);
+    else if (a.in.bytes)
       score_document<int8_t>(a, group, document, scratch, winners);
     else
       switch (a.in.dtype) {

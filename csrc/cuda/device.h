@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -37,5 +38,14 @@ class OnDeviceOf {
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
+
+/// out = a b, and with a bias out = bias + a b: torch's own products, past the dispatcher.
+inline void product(const torch::stable::Tensor& out, const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
+}
+inline void product(const torch::stable::Tensor& out, const torch::stable::Tensor& a, const torch::stable::Tensor& b,
+                    const torch::stable::Tensor& bias) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), bias.get(), a.get(), b.get(), 1, 1));
+}
 
 }  // namespace modernbert_fast::cuda

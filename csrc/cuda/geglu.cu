@@ -3,6 +3,7 @@
 
 #include "../checks/geglu.h"
 #include "binding.h"
+#include "bindings.h"
 #include "warp.cuh"
 
 namespace modernbert_fast::cuda {
@@ -57,6 +58,8 @@ dim3 threads_for(int64_t packs) {
   return dim3(static_cast<unsigned>(ceil_div(ceil_div(packs, turns), kWarp) * kWarp));
 }
 
+}  // namespace
+
 Tensor geglu_forward(const Tensor& x_in) {
   check_geglu(x_in);
   const OnDeviceOf device(x_in);
@@ -77,6 +80,8 @@ Tensor geglu_forward(const Tensor& x_in) {
   });
   return y;
 }
+
+namespace {
 
 Tensor geglu_backward(const Tensor& dy_in, const Tensor& x_in) {
   check_geglu_backward(dy_in, x_in);

@@ -7,6 +7,7 @@
 
 #include "../checks/layer_norm.h"
 #include "binding.h"
+#include "bindings.h"
 #include "warp.cuh"
 
 namespace modernbert_fast::cuda {
@@ -285,11 +286,9 @@ bool packs(const std::optional<Tensor>& x) {
   return !x || rows_of_16(data<T>(*x), x->dim() > 1 ? x->stride(0) : 0);
 }
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
 /// Normalises rows of x: all of them in order, or those that ids name.
-Forward forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
-                const std::optional<Tensor>& weight_in, const std::optional<Tensor>& bias_in, double eps) {
+LayerNormResult forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std::optional<Tensor>& residual_in,
+                        const std::optional<Tensor>& weight_in, const std::optional<Tensor>& bias_in, double eps) {
   const OnDeviceOf device(x_in);
   const Tensor x = with_contiguous_rows(x_in);
   const auto dense = [](const auto& tensor, auto make) { return tensor ? std::optional(make(*tensor)) : std::nullopt; };
@@ -355,11 +354,15 @@ Forward forward(const Tensor& x_in, const std::optional<Tensor>& ids, const std:
   return {y, sum, mean, rstd};
 }
 
-Forward layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
-                           const std::optional<Tensor>& bias, double eps) {
+}  // namespace
+
+LayerNormResult layer_norm_forward(const Tensor& x, const std::optional<Tensor>& residual,
+                                   const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
   check_layer_norm(x, residual, weight, bias);
   return forward(x, std::nullopt, residual, weight, bias, eps);
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_embed_forward(const Tensor& ids, const Tensor& table,
                                                             const std::optional<Tensor>& weight,

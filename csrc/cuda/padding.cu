@@ -155,7 +155,7 @@ Tensor gather(const Tensor& x, const Tensor& sources, cudaStream_t stream) {
   const int64_t count = sources.size(0);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes[0] = count;
-  Tensor y = new_tensor(x, sizes, x.scalar_type());
+  Tensor y = new_tensor(x, sizes.data(), x.dim(), x.scalar_type());
   if (y.numel() == 0) return y;
   const auto moved_as = [&](auto unit) {
     using Unit = decltype(unit);

@@ -6,7 +6,7 @@ from modernbert_fast.ops.encoder_layer import Weights, encoder_layer
 from modernbert_fast.ops.geglu import geglu
 from modernbert_fast.ops.layer_norm import add_layer_norm, embed_layer_norm, layer_norm
 from modernbert_fast.ops.linear import linear, linear_geglu
-from modernbert_fast.ops.maxsim import maxsim
+from modernbert_fast.ops.maxsim import maxsim, maxsim_topk
 from modernbert_fast.ops.padding import pad, plan, tiles, unpad
 from modernbert_fast.ops.pooling import pooling
 from modernbert_fast.ops.rope import rope
@@ -23,6 +23,7 @@ __all__ = [
     "linear",
     "linear_geglu",
     "maxsim",
+    "maxsim_topk",
     "pad",
     "plan",
     "pooling",

@@ -14,7 +14,7 @@ from modernbert_fast.ops import checks
 from modernbert_fast.ops.attention import check_forward
 from modernbert_fast.ops.layer_norm import flags_of
 
-_PARTS = ("layer_norm", "attention", "linear")
+_PARTS = ("layer_norm", "attention", "linear", "geglu")
 
 
 class Weights(NamedTuple):
@@ -85,7 +85,12 @@ def _fake(x: Any, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _call(x: torch.Tensor, residual: Any, *rest: Any) -> Call:
     w = Weights(*rest[:14])
     norms = (w.attn_norm, w.attn_norm_bias, w.mlp_norm, w.mlp_norm_bias)
-    return call_of(x, residual, w.Wqkv, *norms, width=rest[14], flags=flags_of(x, residual, *norms))
+    return call_of(x, residual, w.Wqkv, *norms, width=rest[14], flags=flags_of(x, residual, *norms) + _width_flag(x))
+
+
+def _width_flag(x: torch.Tensor) -> tuple[str, ...]:
+    """The width of a call is that of a head: hidden states too wide for a norm of the parts have a flag."""
+    return ("rows of more than 8192 columns",) if x.shape[-1] > 8192 else ()
 
 
 _forward = define(_SCHEMA, op="encoder_layer", fake=_fake, call=_call, check=_check)
@@ -96,7 +101,7 @@ def one_call_serves(x: torch.Tensor, residual: torch.Tensor | None, head_dim: in
     has to have a row of its own here, while nobody forced another for one of them."""
     if torch.compiler.is_compiling() or wants_gradients():
         return False
-    return dispatch.stands_for("encoder_layer", _PARTS, call_of(x, residual, width=head_dim))
+    return dispatch.stands_for("encoder_layer", _PARTS, call_of(x, residual, width=head_dim, flags=_width_flag(x)))
 
 
 def encoder_layer(

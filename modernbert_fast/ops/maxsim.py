@@ -8,12 +8,20 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from modernbert_fast.dispatch import call_of
-from modernbert_fast.library import define
+from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
+
+_SCORES = 2**26  # that a search holds at one time
+_MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
 
 
 def _check_forward(
-    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    pairwise: bool,
+    winners: bool = True,
 ) -> None:
     checks.floating(q=q, d=None if d.dtype == torch.int8 else d)
     checks.shape("q", q, None, None)
@@ -30,25 +38,28 @@ def _check_forward(
 
 def _check_backward(dscores: torch.Tensor, q: Any, d: Any, cu_q: Any, cu_d: Any, argmax: Any, pairwise: bool) -> None:
     _check_forward(q, d, cu_q, cu_d, pairwise)
-    scores, winners = _fake_forward(q, d, cu_q, cu_d, pairwise)
+    scores, rows = _fake_forward(q, d, cu_q, cu_d, pairwise)
     checks.shape("dscores", dscores, *scores.shape)
-    checks.shape("argmax", argmax, *winners.shape)
+    checks.shape("argmax", argmax, *rows.shape)
     checks.same_device(q, dscores=dscores, argmax=argmax)
 
 
-def _fake_forward(q: Any, d: Any, cu_q: Any, cu_d: Any, pairwise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_forward(
+    q: Any, d: Any, cu_q: Any, cu_d: Any, pairwise: bool, winners: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     queries, documents = cu_q.shape[0] - 1, cu_d.shape[0] - 1
     dtype = torch.promote_types(q.dtype, torch.float32)
     columns = () if pairwise else (documents,)
-    return q.new_empty((queries, *columns), dtype=dtype), q.new_empty((q.shape[0], *columns), dtype=torch.int32)
+    rows = (q.shape[0], *columns) if winners else (0,)
+    return q.new_empty((queries, *columns), dtype=dtype), q.new_empty(rows, dtype=torch.int32)
 
 
 _forward = define(
-    "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise)"
-    " -> (Tensor scores, Tensor argmax)",
+    "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise,"
+    " bool winners) -> (Tensor scores, Tensor argmax)",
     op="maxsim",
     fake=_fake_forward,
-    call=lambda q, d, *rest: call_of(q, d, flags=("int8 documents",) if d.dtype == torch.int8 else ()),
+    call=lambda q, d, *rest: call_of(q, d),
     check=_check_forward,
 )
 _backward = define(
@@ -64,7 +75,7 @@ _backward = define(
 class _MaxSim(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Any, d: Any, cu_queries: Any, cu_documents: Any, pairwise: bool) -> Any:
-        scores, argmax = _forward(q, d, cu_queries, cu_documents, pairwise)
+        scores, argmax = _forward(q, d, cu_queries, cu_documents, pairwise, True)
         ctx.save_for_backward(q, d, cu_queries, cu_documents, argmax)
         ctx.pairwise = pairwise
         ctx.mark_non_differentiable(argmax)
@@ -102,10 +113,76 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
-    if d.dtype == torch.int8:
-        scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise)
+    if d.dtype == torch.int8 or not wants_gradients():
+        scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise, return_argmax)
         return (scores, argmax) if return_argmax else scores
     if d is q:
         d = d.view_as(d)  # torch.compile does not trace a Function that gets one tensor twice
     scores, argmax = _MaxSim.apply(q, d, cu_queries, cu_documents, pairwise)
     return (scores, argmax) if return_argmax else scores
+
+
+def maxsim_topk(
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    k: int,
+    *,
+    scales: torch.Tensor | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k documents with the best `maxsim` of each query, best first; of equal scores the earlier document.
+
+    Nothing but the result leaves the device, and no more than 2^26 scores exist at one time. No gradients.
+
+    Args:
+        q, d, cu_queries, cu_documents: as for `maxsim`.
+        k: at most this many each.
+        scales: (Bd,) positive fp32 factor of each document's scores, which int8 documents need.
+        allowed: (Bd,) bool, the documents that may be found; those without tokens never are.
+
+    Returns:
+        scores (Bq, k) fp32 and documents (Bq, k) int64; -inf and -1 where there are fewer.
+
+    Raises:
+        ValueError: on bounds or shapes that do not fit, or k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    Bq, Bd = cu_queries.numel() - 1, cu_documents.numel() - 1
+    for name, x in (("scales", scales), ("allowed", allowed)):
+        if x is not None:
+            checks.shape(name, x, Bd)
+            checks.same_device(q, **{name: x})
+    best = q.new_empty((max(Bq, 0), 0), dtype=torch.int64)
+    at_once = max(1, _SCORES // max(Bq, 1))
+    with torch.no_grad():
+        for first in range(0, max(Bd, 1), at_once):
+            part, bounds = d, cu_documents
+            if at_once < Bd:
+                bounds = cu_documents[first : first + at_once + 1]
+                start, stop = bounds[[0, -1]].tolist()
+                part, bounds = d[start:stop], bounds - start
+            own = slice(first, first + at_once)
+            scores = maxsim(q, part, cu_queries, bounds).float()
+            scores = scores if scales is None else scores * scales[own]
+            found = bounds.diff() > 0 if allowed is None else (bounds.diff() > 0) & allowed[own]
+            best = torch.cat((best, _ranked(scores.masked_fill(~found, float("-inf")), first)), dim=1)
+            best = best.topk(min(k, best.shape[1])).values
+    high = (best >> 32).int()
+    scores = (high ^ (high >> 31 & _MAGNITUDE)).view(torch.float32)
+    documents = torch.where(scores > float("-inf"), _LOW - (best & _LOW), -1)
+    missing = (0, k - best.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(scores, missing, value=float("-inf")), pad(documents, missing, value=-1)
+
+
+def _ranked(scores: torch.Tensor, first: int) -> torch.Tensor:
+    """scores (Bq, N) of documents from `first` on -> int64 that order as they do, of equals the earlier one larger.
+
+    No two are equal, so there is only one answer to which are the largest.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
+    documents = torch.arange(first, first + scores.shape[1], device=scores.device)
+    return (bits ^ (bits >> 31 & _MAGNITUDE)).long() << 32 | (_LOW - documents)

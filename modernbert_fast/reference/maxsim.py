@@ -15,14 +15,19 @@ def _pairs(cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool)
 
 
 def forward(
-    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    pairwise: bool,
+    winners: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,), argmax (Tq, Bd) or (Tq,)."""
+    """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,), argmax (Tq, Bd) or (Tq,), or (0,) without winners."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     wide_q, wide_d = q.to(dtype), d.to(dtype)
     columns = () if pairwise else (cu_documents.numel() - 1,)
     scores = wide_q.new_zeros((cu_queries.numel() - 1, *columns))
-    argmax = q.new_full((q.shape[0], *columns), -1, dtype=torch.int32)
+    argmax = q.new_full((q.shape[0], *columns) if winners else (0,), -1, dtype=torch.int32)
     for rows, document, index in _pairs(cu_queries, cu_documents, pairwise):
         if rows.start == rows.stop:
             continue
@@ -31,7 +36,8 @@ def forward(
             continue
         best, winner = (wide_q[rows] @ wide_d[document].t()).max(dim=1)
         scores[index] = best.sum()
-        argmax[(rows,) + index[1:]] = (winner + document.start).int()
+        if winners:
+            argmax[(rows,) + index[1:]] = (winner + document.start).int()
     return scores, argmax
 
 

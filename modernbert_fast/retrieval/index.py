@@ -15,7 +15,6 @@ from modernbert_fast.ops import checks
 from modernbert_fast.retrieval.manifest import Manifest
 from modernbert_fast.retrieval.segment import Segment
 
-_RESULTS = 2**24  # winners and scores that a search holds at one time
 _TRIES = 100  # of reading a manifest whose files a writer has replaced meanwhile
 
 
@@ -37,6 +36,12 @@ class Hit:
 class Index:
     """An index on disk, one committed state of it. A writer may go on meanwhile; `refresh` sees what it did.
 
+    Args:
+        folder: of the index.
+        device: that searches. On "cpu" vectors stay in the mapped files; another device gets a copy of each segment
+            with the first search. There queries are rounded to float16, as vectors of a float16 index are, because that
+            is what its tensor cores multiply.
+
     Attributes:
         manifest: the state.
         segments: its documents, oldest first.
@@ -46,8 +51,8 @@ class Index:
         ValueError: a file of it is damaged; the message names it.
     """
 
-    def __init__(self, folder: str | PathLike[str]):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | PathLike[str], device: str | torch.device = "cpu"):
+        self.folder, self.device = Path(folder), torch.device(device)
         self.segments: list[Segment] = []
         self._read()
 
@@ -94,16 +99,19 @@ class Index:
             ValueError: on shapes that do not fit, queries that are not finite, or k below 1.
         """
         queries, cu_queries = self.checked(queries, cu_queries, k)
+        queries = queries.to(self.device, torch.float32 if self.device.type == "cpu" else torch.float16)
+        cu_queries = cu_queries.to(self.device)
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(cu_queries.numel() - 1)]
         for number, segment in enumerate(self.segments):
             selected = segment.selected(where)
             if segment.entry.documents == 0 or (selected is not None and not bool(selected.any())):
                 continue
-            scores = self._scores(segment, queries, cu_queries)
-            if selected is not None:
-                scores.masked_fill_(~selected, float("-inf"))
-            for row, hits in zip(scores, found, strict=True):
-                hits += [(score, number, document) for score, document in _best(row, k)]
+            vectors, bounds, scales = segment.on(self.device)
+            allowed = None if selected is None else selected.to(self.device)
+            at_most = min(k, segment.entry.documents)
+            best = ops.maxsim_topk(queries, vectors, cu_queries, bounds, at_most, scales=scales, allowed=allowed)
+            for scores, documents, hits in zip(*(x.tolist() for x in best), found, strict=True):
+                hits += [(s, number, document) for s, document in zip(scores, documents, strict=True) if document >= 0]
                 hits.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
                 del hits[k:]
         return [[self.hit(*hit) for hit in hits] for hits in found]
@@ -131,24 +139,3 @@ class Index:
     def verify(self) -> list[str]:
         """Reads every byte of the state; what is damaged, a sentence each, the file named."""
         return [sentence for segment in self.segments for sentence in segment.damage()]
-
-    def _scores(self, segment: Segment, queries: torch.Tensor, cu_queries: torch.Tensor) -> torch.Tensor:
-        """(Bq, N) fp32; documents a chunk at a time, since winners take as much room as scores."""
-        at_once = max(1, _RESULTS // max(queries.shape[0], 1))
-        parts = []
-        for first in range(0, segment.entry.documents, at_once):
-            bounds = segment.bounds[first : first + at_once + 1]
-            start, stop = int(bounds[0]), int(bounds[-1])
-            vectors = segment.vectors[start:stop]
-            scores, _ = ops.maxsim(queries, vectors, cu_queries, bounds - bounds[0], return_argmax=True)
-            parts.append(scores)
-        scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return scores if segment.scales is None else scores * segment.scales
-
-
-def _best(scores: torch.Tensor, k: int) -> list[tuple[float, int]]:
-    """The k largest finite scores (N,) and where they are, the first of equals first."""
-    least = scores.topk(min(k, scores.numel())).values[-1]
-    kept = ((scores >= least) & (scores > float("-inf"))).nonzero().squeeze(1)  # with all that equal the last
-    order = scores[kept].sort(descending=True, stable=True).indices[:k]
-    return list(zip(scores[kept[order]].tolist(), kept[order].tolist(), strict=True))

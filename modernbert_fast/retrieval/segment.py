@@ -6,13 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from modernbert_fast.retrieval import quantize
 from modernbert_fast.retrieval.files import CheckedFile, pack_strings, unpack_strings
 from modernbert_fast.retrieval.manifest import SegmentEntry
+
+
+class Vectors(NamedTuple):
+    """Vectors (T, D) of documents, their bounds (N + 1,) and, for int8, a scale (N,) each."""
+
+    vectors: torch.Tensor
+    bounds: torch.Tensor
+    scales: torch.Tensor | None
 
 
 class Segment:
@@ -37,6 +45,7 @@ class Segment:
         self.bounds = self._bounds(tensors, "bounds", torch.int32, entry.tokens)
         self._ids = self._strings(tensors, "id")
         self._attributes = self._strings(tensors, "attribute")
+        self._elsewhere: dict[torch.device, Vectors] = {}
         self.live: torch.Tensor | None = None
         if entry.deleted is not None:
             self._where = folder / entry.deleted.name
@@ -79,6 +88,15 @@ class Segment:
         fits = [all(row.get(key) in values for key, values in wanted.items()) for row in self.attributes]
         chosen = torch.tensor(fits, dtype=torch.bool)
         return chosen if self.live is None else chosen & self.live
+
+    def on(self, device: torch.device) -> Vectors:
+        """The vectors on a device, which keeps them; on the CPU those of the mapped file."""
+        here = Vectors(self.vectors, self.bounds, self.scales)
+        if device.type == "cpu":
+            return here
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Vectors(*(None if x is None else x.to(device) for x in here))
+        return self._elsewhere[device]
 
     def damage(self) -> list[str]:
         """Reads every byte; what is wrong, a sentence each."""

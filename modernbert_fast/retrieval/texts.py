@@ -53,7 +53,7 @@ class TextEncoder:
 
     def _packed(self, encode: Any, texts: Sequence[str], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = encode(list(texts), batch_size=batch, show_progress_bar=False, convert_to_numpy=False)  # tensors
-        if not self.multi:
-            rows = [torch.nn.functional.normalize(row.float(), dim=0)[None] for row in rows]
-        bounds = torch.tensor([0, *map(len, rows)]).cumsum(0).int()
-        return torch.cat([row.float() for row in rows]).cpu(), bounds
+        bounds = torch.tensor([0, *(len(row) if self.multi else 1 for row in rows)]).cumsum(0).int()
+        if self.multi:
+            return torch.cat(rows).cpu().float(), bounds
+        return torch.nn.functional.normalize(torch.stack(list(rows)).cpu().float(), dim=1), bounds

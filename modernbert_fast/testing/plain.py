@@ -147,13 +147,13 @@ def maxsim(
 ) -> torch.Tensor:
     """q (Tq, D), d (Td, D) -> (Bq, Bd) or (B,), products and sums in fp32 as every library scores."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    queries = [q[a:b].to(dtype) for a, b in texts(cu_queries, empty=True)]
-    documents = [d[a:b].to(dtype) for a, b in texts(cu_documents, empty=True)]
+    queries = [q[a:b] for a, b in texts(cu_queries, empty=True)]
+    documents = [d[a:b] for a, b in texts(cu_documents, empty=True)]
 
     def score(query: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
         if len(query) and not len(document):
-            return query.new_tensor(float("-inf"))
-        return (query @ document.T).amax(1).sum() if len(query) else query.sum()
+            return query.new_tensor(float("-inf"), dtype=dtype)
+        return _products(query, document).amax(1).sum() if len(query) else query.sum(dtype=dtype)
 
     if pairwise:
         scores = [score(*pair) for pair in zip(queries, documents, strict=True)]
@@ -161,6 +161,38 @@ def maxsim(
     scores = [score(query, document) for query in queries for document in documents]
     flat = torch.stack(scores) if scores else q.new_zeros(0, dtype=dtype)
     return flat.view(len(queries), len(documents))
+
+
+def _products(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """q (M, D), d (N, D) -> q @ d.T in fp32, as the device multiplies operands of their dtype."""
+    if q.is_cuda and q.dtype == d.dtype and q.dtype in (torch.float16, torch.bfloat16):
+        return _TensorCores.apply(q, d)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.to(dtype) @ d.to(dtype).T
+
+
+class _TensorCores(torch.autograd.Function):
+    """q (M, D), d (N, D), halves on a GPU -> q @ d.T in fp32, and its gradients by fp32 products.
+
+    Tensor cores cut off what they add, so their product of halves is not that of the same numbers in fp32. torch keeps
+    the fp32 results of such a product if asked, without gradients. Zeros around the operands change no sum, and make the
+    product so large that the library neither splits its sums nor does without tensor cores.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(q, d)
+        return torch.mm(_padded(q), _padded(d).T, out_dtype=torch.float32)[: len(q), : len(d)]
+
+    @staticmethod
+    def backward(ctx: Any, dproducts: torch.Tensor) -> Any:
+        q, d = ctx.saved_tensors
+        return (dproducts @ d.float()).to(q.dtype), (dproducts.T @ q.float()).to(d.dtype)
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """x (T, D) with zeros up to 2,048 rows and to whole 64 columns."""
+    return F.pad(x, (0, -x.shape[1] % 64, 0, max(2048 - len(x), 0)))
 
 
 def cross_entropy(

@@ -60,7 +60,7 @@ def test_large_scores(backend, device, dtype, D, window):
     """Scores of thousands: the softmax subtracts its maximum."""
     problem = problems.attention((65, 3), 1, D, dtype, device, window=window, rotary=False)
     big = problem.but(draw=lambda draw: {k: v * 60 if k == "qkv" else v for k, v in problem.draw(draw).items()})
-    checks.check_accuracy(big)
+    checks.check_accuracy(big, least_draws=4)  # the largest error is that of the nearest tie
 
 
 @pytest.mark.parametrize("window", [0, 1, *(pytest.param(w, marks=pytest.mark.heavy) for w in (2, 31, 32)), 64, 65])

@@ -24,6 +24,8 @@ def test_accuracy(op, backend, device, dtype, layout):
 
 
 def test_expanded_gradient(op, backend, device, dtype):
+    if op == "linear" and backend in ("aten", "reference") and device.type != "cpu":
+        pytest.skip("cuBLAS may choose its product by the layout")
     for problem in each(op, dtype, device):
         checks.check_expanded_gradient(problem)
 

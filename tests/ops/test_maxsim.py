@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, ops
-from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, memory, problems
+from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, memory, plain, problems
 
 OP = "maxsim"
 CASES = [  # queries, documents, width
@@ -45,17 +45,17 @@ def test_pairwise(backend, device, dtype, queries, documents, D):
 
 
 @pytest.mark.parametrize("pairwise", [False, True])
-@pytest.mark.rows("cpu", "reference")
-def test_int8_documents_are_their_integers(backend, device, pairwise):
+def test_int8_documents_are_their_integers(backend, device, dtype, pairwise):
     """Of every width a row's loads can end in, at both ends of int8, sliced from something larger."""
-    for D in (1, 7, 16, 33, 128):
-        q, d, *bounds = problems.maxsim((3, 0, 33), (5, 97, 0), D, torch.float32, device).inputs().values()
-        integers = torch.randint(-128, 128, (len(d) + 1, D + 3)).to(torch.int8)[1:, 2:-1]
+    queries, documents = (3, 0, 33, 8, 20), (5, 97, 0, 64, 12)
+    for D in (1, 7, 16, 33, 130):
+        q, d, *bounds = problems.maxsim(queries, documents, D, dtype, device).inputs().values()
+        integers = torch.randint(-128, 128, (len(d) + 1, D + 3)).to(device, torch.int8)[1:, 2:-1]
         found = ops.maxsim(q, integers, *bounds, pairwise=pairwise, return_argmax=True)
         with dispatch.use_backend("reference", OP):
             expected = ops.maxsim(q.double(), integers, *bounds, pairwise=pairwise, return_argmax=True)
-            plain = ops.maxsim(q, integers.float(), *bounds, pairwise=pairwise)
-        assert_as_good_as(found[0], plain, expected[0], f"D = {D}")
+        same_dtype = plain.maxsim(q, integers.to(dtype), *bounds, pairwise)
+        assert_as_good_as(found[0], same_dtype, expected[0], f"D = {D}")
         assert torch.equal(found[1], expected[1])
         assert not ops.maxsim(q.requires_grad_(), integers, *bounds, pairwise=pairwise).requires_grad
 

@@ -43,9 +43,13 @@ bool may_use_tiles() {
 
 const Isa kTable[] = {
 #if defined(__x86_64__)
-    {"amx", [] { return kEmulate || (has_avx512() && has("avx512_bf16", "amx_tile", "amx_bf16") && may_use_tiles()); },
+    {"amx",
+     [] {
+       return kEmulate ||
+              (has_avx512() && has("avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16") && may_use_tiles());
+     },
      amx::kLoops},
-    {"avx512bf16", [] { return kEmulate || (has_avx512() && has("avx512_bf16")); }, avx512bf16::kLoops},
+    {"avx512bf16", [] { return kEmulate || (has_avx512() && has("avx512_bf16", "avx512_vnni")); }, avx512bf16::kLoops},
     {"avx512", [] { return kEmulate || has_avx512(); }, avx512::kLoops},
     {"avx2", [] { return has("avx2", "fma", "f16c"); }, avx2::kLoops},
 #endif

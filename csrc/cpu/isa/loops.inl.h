@@ -26,6 +26,7 @@ namespace {
 #include "../rope.inl.h"
 #include "../pooling.inl.h"
 #include "../attention.inl.h"
+#include "../digits.inl.h"
 #include "../maxsim.inl.h"
 // clang-format on
 

@@ -8,6 +8,7 @@
 
 #include "../../checks/attention.h"
 #include "../binding.h"
+#include "../bindings.h"
 #include "params.h"
 
 namespace modernbert_fast::cuda {
@@ -121,6 +122,8 @@ class Inputs {
   AttentionGeometry geometry_ = {};
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
                                              const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
                                              const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
@@ -143,6 +146,8 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu
   inputs.choose(attention_forward_sm75, attention_forward_sm80, attention_forward_sm90)(args, device.stream());
   return {o, lse};
 }
+
+namespace {
 
 Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor& o_in, const Tensor& lse_in,
                           const Tensor& cu_seqlens, const std::optional<Tensor>& positions,

@@ -18,7 +18,7 @@ constexpr int kConsumers = kHopperRows / 64, kConsumerThreads = kConsumers * kWa
 constexpr int kHopperThreads = kConsumerThreads + kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
-enum NamedBarrier { kAllConsumers = 1, kTurn };  // kTurn + a consumer's number
+enum NamedBarrier { kAllConsumers = 1 };
 
 /// Tiles (kRows, 64) in flight, each in one of kStages places. Full barriers count what arrives, empty ones the warps
 /// that are done.

@@ -1,15 +1,16 @@
 // Attention of global layers on sm_90a, forward, for heads of 64. Reference: modernbert_fast/reference/attention.py.
 //
-// The warpgroups take turns at the tensor cores: one multiplies while the other takes exponentials. A step's scores are
-// multiplied together with the values of the step before. Reads 3HD and writes HD elements a token; 4 x keys x HD
-// flops.
+// Two blocks share a multiprocessor: while warpgroups of one multiply, those of the other take exponentials, load their
+// queries or store their results. A step's scores are multiplied together with the values of the step before. Reads 3HD
+// and writes HD elements a token; 4 x keys x HD flops.
 #include "sm90.cuh"
 
 namespace modernbert_fast::cuda {
 namespace {
 
-constexpr int kKeys = 128;
-using Ring = TileRing<kKeys, 3>;
+constexpr int kKeys = 64, kStages = 4, kAhead = 2;
+constexpr int kBlocks = 2;  // of a multiprocessor
+using Ring = TileRing<kKeys, kStages>;
 constexpr int kSharedBytes = 2 * (Ring::kBytes + Ring::kBarrierBytes);
 
 struct Rings {
@@ -19,17 +20,20 @@ struct Rings {
         values(memory + Ring::kBytes, memory + 2 * Ring::kBytes + Ring::kBarrierBytes) {}
 };
 
-__device__ __forceinline__ void produce(const Rings& rings, const TileMap& keys, const TileMap& values,
-                                        const TileOrder<kKeys>& order, int head) {
-  const auto copy = [&](const Ring& ring, const TileMap& tiles, int step) {
+/// One thread has the tiles of a step copied, if there is such a step. All of its warp come, done with earlier tiles.
+__device__ __forceinline__ void bring(const Rings& rings, const TileMap& keys, const TileMap& values,
+                                      const TileOrder<kKeys>& order, int head, int step) {
+  const auto copy = [&](const Ring& ring, const TileMap& tiles) {
     ring.wait_empty(step);
     barrier_expect(ring.full(step), Ring::kTileBytes);
     copy_tile(ring.tile(step), tiles, order.row(step), head, ring.full(step));
   };
-  for (int step = 0; step < order.tiles; ++step) {
-    copy(rings.keys, keys, step);
-    copy(rings.values, values, step);
+  sync_warp();
+  if (threadIdx.x == 0 && step < order.tiles) {
+    copy(rings.keys, keys);
+    copy(rings.values, values);
   }
+  sync_warp();
 }
 
 /// Keys from `seen` on are of other texts.
@@ -40,12 +44,13 @@ __device__ __forceinline__ void hide_from(Sums<1, kKeys>& scores, int seen) {
 }
 
 template <class T>
-__device__ __forceinline__ void consume(const AttentionForward& args, const Rings& rings, const OwnRows& rows,
-                                        const TileOrder<kKeys>& order, int head) {
+__device__ __forceinline__ void attend(const AttentionForward& args, const TileMap& keys, const TileMap& values,
+                                       const Rings& rings, const OwnRows& rows, int head) {
   const AttentionGeometry& g = args.geometry;
-  const int consumer = threadIdx.x / kWarpgroup, first = first_row_of_warp(rows);
-  const auto my_turn = [&] { sync_threads(kTurn + consumer, kConsumerThreads); };
-  const auto your_turn = [&] { arrive_threads(kTurn + (consumer ^ 1), kConsumerThreads); };
+  const TileOrder<kKeys> order(rows);
+  const int first = first_row_of_warp(rows);
+#pragma unroll
+  for (int step = 0; step <= kAhead; ++step) bring(rings, keys, values, order, head, step);
 
   Factors q;
   uint32_t p[kKeys / 16][4];
@@ -74,16 +79,14 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
   hide_from(s, order.seen);
   softmax.weigh(s);
   round_to<T>(p, s);
-  if (consumer == 1) your_turn();  // the first consumer begins
 
   for (int step = 1; step < order.tiles; ++step) {
+    bring(rings, keys, values, order, head, step + kAhead);
     rings.keys.wait_full(step);
-    my_turn();
     products_begin();
     begin_product_by_rows<T>(s, q, rings.keys.tile(step));
     rings.values.wait_full(step - 1);
     begin_product_by_columns<T>(o, p, rings.values.tile(step - 1));
-    your_turn();
     products_wait<1>();
     products_settle(s.at[0]);
     rings.keys.release(step);
@@ -94,7 +97,6 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
     softmax.shrink(o);
     round_to<T>(p, s);
   }
-  if (consumer == 0) my_turn();  // takes the turn that nobody else will
 
   rings.values.wait_full(order.tiles - 1);
   products_begin();
@@ -110,7 +112,7 @@ __device__ __forceinline__ void consume(const AttentionForward& args, const Ring
 }
 
 template <class T>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+__global__ void __launch_bounds__(kConsumerThreads, kBlocks)
     forward_kernel(const AttentionForward args, const __grid_constant__ TileMap keys,
                    const __grid_constant__ TileMap values) {
   const int head = blockIdx.y;
@@ -120,7 +122,6 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   });
   const OwnRows rows = own_rows<kHopperRows>(args.geometry, blockIdx.x);
   if (rows.first >= rows.end) return;
-  const TileOrder<kKeys> order(rows);
   const Rings rings(shared_memory());
   if (threadIdx.x == 0) {
     rings.keys.init(1);
@@ -128,20 +129,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     barrier_init_done();
   }
   sync_block();
-  if (threadIdx.x >= kConsumerThreads) {
-    shrink_registers<kProducerRegisters>();
-    if (threadIdx.x == kConsumerThreads) produce(rings, keys, values, order, head);
-  } else {
-    grow_registers<kConsumerRegisters>();
-    consume<T>(args, rings, rows, order, head);
-  }
+  attend<T>(args, keys, values, rings, rows, head);
 }
 
 template <class T>
 void forward(AttentionForward args, cudaStream_t stream) {
   const AttentionGeometry& g = args.geometry;
   if (turns_beforehand(g)) turn_beforehand<T>(g, args.k, args.k, 1, args.turned_k, stream);
-  launch(forward_kernel<T>, attention_grid(g), dim3(kHopperThreads), kSharedBytes, stream, args,
+  launch(forward_kernel<T>, attention_grid(g), dim3(kConsumerThreads), kSharedBytes, stream, args,
          tile_map<T>(g, args.k, kKeys), tile_map<T>(g, args.v, kKeys));
 }
 

@@ -1,0 +1,249 @@
+"""sentence-transformers' four kinds of model, accelerated in place: what they encode, save and learn is stock's."""
+
+import json
+import pickle
+
+import hf_models as hf
+import pytest
+import torch
+from torch import nn
+
+import modernbert_fast as mf
+
+st = pytest.importorskip("sentence_transformers", minversion="6")
+tokenizers = pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+from sentence_transformers.base.modules import Dense, Normalize, Transformer  # noqa: E402
+from sentence_transformers.multi_vector_encoder.modules import (  # noqa: E402
+    HierarchicalTokenPooling,
+    MultiVectorMask,
+)
+from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
+from sentence_transformers.sparse_encoder.modules import SpladePooling  # noqa: E402
+
+TEXTS = ["a short one", "a text of quite a few more words than the others , which have few", "two words", "few ,"]
+TOKENS = {"module_input_name": "token_embeddings"}
+EXPANSIONS = [
+    {"strategy": strategy, "attend": attend, "length": 9} for strategy in ("fixed", "min") for attend in (True, False)
+]
+KINDS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer of words; `saved` puts a tiny model beside it."""
+    folder = tmp_path_factory.mktemp("st")
+    words = sorted({word for text in TEXTS for word in text.split()})
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    special["mask_token"] = "[MASK]"
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
+    names["model_input_names"] = ["input_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**names, **special}))
+    return folder
+
+
+def saved(folder, architecture, **changes):
+    hf.build(architecture, hf.tiny_config(**changes)).save_pretrained(folder)
+    return str(folder)
+
+
+def build(kind, folder, **options):
+    """A tiny model of a kind; `options` are those of its last module that has any."""
+    torch.manual_seed(0)
+    if kind == "CrossEncoder":
+        return st.CrossEncoder(saved(folder, "ModernBertForSequenceClassification", num_labels=1), device="cpu")
+    if kind == "SparseEncoder":
+        word = Transformer(saved(folder, hf.MLM), transformer_task="fill-mask")
+        return st.SparseEncoder(modules=[word, SpladePooling(**options)], device="cpu")
+    if kind == "SentenceTransformer":
+        word = Transformer(saved(folder, "ModernBertModel"))
+        return st.SentenceTransformer(modules=[word, Pooling(32, **options), Normalize()], device="cpu")
+    word = Transformer(saved(folder, "ModernBertModel"), query_expansion=options.pop("query_expansion", None))
+    wide = Dense(32, 32, use_residual=True, **TOKENS)
+    narrow = Dense(32, 16, bias=False, activation_function=nn.Identity(), **TOKENS)
+    mask = MultiVectorMask(["few", ","])
+    return st.MultiVectorEncoder(modules=[word, wide, narrow, mask, Normalize(**TOKENS)], device="cpu")
+
+
+def run(model, texts=TEXTS, **options):
+    """Vectors of texts, (n, D) each; scores of pairs."""
+    if isinstance(model, st.CrossEncoder):
+        return model.predict([(TEXTS[0], text) for text in texts], convert_to_tensor=True)[:, None]
+    if isinstance(model, st.SparseEncoder):
+        options["convert_to_sparse_tensor"] = False
+    return [torch.as_tensor(x) for x in model.encode(texts, batch_size=3, **options)]
+
+
+def assert_close(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.shape == other.shape
+        assert hf.relative(one, other) <= 1e-5
+
+
+def assert_same(model, call):
+    """What a call gives accelerated is what it gives stock, before and, to the bit, after restore()."""
+    expected = call(model)
+    assert mf.accelerate(model) is model and mf.is_accelerated(model)
+    assert_close(call(model), expected)
+    restored = call(mf.restore(model))
+    assert all(map(torch.equal, restored, expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_stocks_and_no_text_changes_another(folder, kind):
+    model = build(kind, folder)
+    assert_same(model, run)
+    assert type(model) is getattr(st, kind)
+    together = run(mf.accelerate(model))
+    assert type(model).__name__ == kind and isinstance(model, getattr(st, kind))
+    for text, vectors in zip(TEXTS, together, strict=True):
+        assert torch.equal(run(model, [text])[0], vectors)
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean", ("mean", "cls"), "max", "lasttoken", "weightedmean"])
+def test_pooling(folder, mode):
+    assert_same(build("SentenceTransformer", folder, pooling_mode=mode), run)
+
+
+def test_pooling_without_the_prompt(folder):
+    model = build("SentenceTransformer", folder, include_prompt=False)
+    assert_same(model, lambda model: run(model, prompt="a few words"))
+
+
+def test_tokens_of_a_sentence_transformer(folder):
+    """Whoever asks for the tokens, or for all that the modules gave, gets them laid out as before."""
+    model = build("SentenceTransformer", folder)
+    assert_same(model, lambda model: run(model, output_value="token_embeddings"))
+    expected = model.encode(TEXTS, output_value=None)
+    for one, other in zip(mf.accelerate(model).encode(TEXTS, output_value=None), expected, strict=True):
+        assert one.keys() == other.keys()
+        kept = other["attention_mask"].bool()
+        assert_close([one["token_embeddings"][kept]], [other["token_embeddings"][kept]])
+
+
+@pytest.mark.parametrize("options", [{"pooling_strategy": "sum"}, {"activation_function": "log1p_relu"}])
+def test_sparse(folder, options):
+    assert_same(build("SparseEncoder", folder, **options), run)
+
+
+@pytest.mark.parametrize("task", ["query", "document", None])
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_many_vectors_with_query_expansion(folder, task, expansion):
+    """Expansion tokens count whether or not others attend to them; the skip list has no say in queries."""
+    model = build("MultiVectorEncoder", folder, query_expansion=expansion)
+    assert_same(model, lambda model: run(model, task=task))
+    unseen = task == "query" and not expansion["attend"]
+    if unseen:
+        with pytest.raises(NotImplementedError, match="expansion"):
+            run(mf.accelerate(model, strict=True), task=task)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"convert_to_numpy": True},
+        {"normalize_embeddings": True, "prompt": "a few "},
+        {"token_pooling": HierarchicalTokenPooling(pool_factor=2)},
+        {"device": "cpu", "show_progress_bar": False},
+    ],
+)
+def test_options_of_many_vectors(folder, options):
+    model = build("MultiVectorEncoder", folder)
+    assert_same(model, lambda model: run(model, **options))
+    one = model.encode(TEXTS[1], **options)
+    assert_close([torch.as_tensor(mf.accelerate(model).encode(TEXTS[1], **options))], [torch.as_tensor(one)])
+    assert model.encode([]) == []
+
+
+def test_many_vectors_keep_no_batch_alive_and_score_as_stock(folder):
+    model = mf.accelerate(build("MultiVectorEncoder", folder))
+    vectors = model.encode(TEXTS)
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in vectors)
+    scores = model.similarity(vectors, vectors)
+    assert_close([scores], [mf.restore(model).similarity(*2 * [model.encode(TEXTS)])])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saves_as_stock_saves(folder, tmp_path, kind):
+    model = build(kind, folder)
+    for name, saves in (("stock", model), ("fast", mf.accelerate(model))):
+        saves.save_pretrained(str(tmp_path / name), create_model_card=False)
+    stock, fast = tmp_path / "stock", tmp_path / "fast"
+    names = sorted(path.relative_to(stock) for path in stock.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(fast) for path in fast.rglob("*") if path.is_file())
+    assert all((stock / name).read_bytes() == (fast / name).read_bytes() for name in names)
+    loaded = getattr(st, kind)(str(fast), device="cpu")
+    assert_close(run(loaded), run(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_survives_pickling(folder, kind):
+    model = mf.accelerate(build(kind, folder))
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model) and mf.is_accelerated(again)
+    assert all(map(torch.equal, run(again), run(model)))
+
+
+def test_encodes_in_several_processes(folder):
+    model = mf.accelerate(build("MultiVectorEncoder", folder))
+    expected = run(model)
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        assert_close(run(model, pool=pool, chunk_size=2), expected)
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+def trainer_of(kind, model):
+    """Their trainer and the loss that their documentation starts with."""
+    if kind == "SentenceTransformer":
+        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+        return st.SentenceTransformerTrainer, CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)
+    if kind == "CrossEncoder":
+        from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+        return st.CrossEncoderTrainer, BinaryCrossEntropyLoss(model)
+    if kind == "SparseEncoder":
+        from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
+
+        inner = SparseMultipleNegativesRankingLoss(model)
+        return st.SparseEncoderTrainer, SpladeLoss(model, inner, document_regularizer_weight=1e-2)
+    from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
+
+    return st.MultiVectorEncoderTrainer, MultiVectorMultipleNegativesRankingLoss(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_the_same(folder, tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    columns = {"anchor": 3 * TEXTS, "positive": 3 * TEXTS[::-1]}
+    if kind == "CrossEncoder":
+        columns["label"] = 3 * [1.0, 0.0, 0.0, 1.0]
+    curves = []
+    for fast in (False, True):
+        model = build(kind, folder)
+        if fast:
+            mf.accelerate(model)
+        trainer, loss = trainer_of(kind, model)
+        options = {"learning_rate": 1e-3, "max_steps": 5, "logging_steps": 1, "seed": 1, "use_cpu": True}
+        quiet = {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 4}
+        kinds = getattr(st, f"{kind}TrainingArguments")
+        args = kinds(output_dir=str(tmp_path), **options, **quiet)
+        trained = trainer(model=model, args=args, train_dataset=datasets.Dataset.from_dict(columns), loss=loss)
+        trained.train()
+        curves.append(torch.tensor([entry["loss"] for entry in trained.state.log_history if "loss" in entry]))
+    assert curves[0].shape == (5,) and curves[0].diff().abs().min() > 0
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-4, atol=0)
