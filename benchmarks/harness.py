@@ -271,7 +271,8 @@ def _check(problem: Problem, function: Callable[..., Any], backend: str | None) 
     def check(_: Any) -> None:
         inputs, same_dtype, truth = _yardstick(problem)
         with dispatch.use_backend(backend, problem.op):
-            found = checks.evaluate(function, inputs, problem.grads)
+            # A rival's kernel may be lost where a gradient is not aligned to 16 bytes, which no model gives it.
+            found = checks.evaluate(function, inputs, problem.grads, "plain")
         for name, got in found.items():
             assert_as_good_as(got, same_dtype[name], truth[name], name)
 

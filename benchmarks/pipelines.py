@@ -27,12 +27,18 @@ class Kind:
         auto: transformers' class that its checkpoint is of.
         build: from a checkpoint's folder, keyword arguments of its weights and a device to the model.
         run: from the model, texts and a batch size to vectors or scores, (n, D) a text or (D,).
+        more: tokens that a text gets beyond its own.
     """
 
     name: str
     auto: str
     build: Callable[[str, dict[str, Any], str], Any]
     run: Callable[[Any, list[str], int], Sequence[torch.Tensor]]
+    more: int = 0
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """Of texts of these lengths, all together."""
+        return sum(lengths) + self.more * len(lengths)
 
 
 def write(config: EncoderConfig, kind: Kind, folder: Path) -> None:
@@ -112,7 +118,7 @@ KINDS = {
             _sentence,
             lambda model, texts, size: model.encode(texts, batch_size=size, convert_to_tensor=True),
         ),
-        Kind("CrossEncoder", "AutoModelForSequenceClassification", _cross, _predict),
+        Kind("CrossEncoder", "AutoModelForSequenceClassification", _cross, _predict, QUERY + 1),
         Kind(
             "MultiVectorEncoder",
             "AutoModel",

@@ -1,7 +1,8 @@
 """Times ops and writes benchmarks/results/<machine>/ops-<dtype>.json: python benchmarks/run.py [op ...] [--large].
 
 python benchmarks/run.py models/NAME ..., data/NAME or gpu/NAME runs that file of this folder instead, and
-`compile_report` shows the costs of the Triton kernels on every chip, without one.
+`compile_report` shows the costs of the Triton kernels on every chip, without one; `scaling` prints
+the tables of docs/scaling.md.
 """
 
 import argparse
@@ -21,8 +22,8 @@ def main() -> None:
     if "/" in "".join(sys.argv[1:2]):
         importlib.import_module(sys.argv[1].replace("/", ".")).main(sys.argv[2:])
         return
-    if sys.argv[1:2] == ["compile_report"]:
-        sys.exit(importlib.import_module("compile_report").main(sys.argv[2:]))
+    if sys.argv[1:2] in (["compile_report"], ["scaling"]):
+        sys.exit(importlib.import_module(sys.argv[1]).main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ops", nargs="*", default=list(dispatch.TABLE), help="all when none is named")
     parser.add_argument("--rounds", type=int, default=9)

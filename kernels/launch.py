@@ -171,13 +171,18 @@ def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
 
 # MaxSim: pass -> queries, documents, columns, warps, stages; for rows of up to 128 columns, and wider ones. A query is
 # 32 tokens as a rule, and memory sets the pace. sm_80 and sm_86 spill with three stages on wide rows.
-_MAXSIM = {"fwd": ((32, 64, 128, 4, 3), (32, 64, 64, 4, 2)), "dd": ((32, 64, 128, 4, 3), (32, 64, 128, 4, 3))}
+# With four warps int8 on wide rows spills there too, as it does in fp32.
+_MAXSIM = {
+    "fwd": ((32, 64, 128, 4, 3), (32, 64, 64, 4, 2)),
+    "fwd int8": ((32, 64, 128, 4, 3), (32, 64, 64, 8, 2)),
+    "dd": ((32, 64, 128, 4, 3), (32, 64, 128, 4, 3)),
+}
 # In fp32, which multiplies without tensor cores.
-_MAXSIM_FP32 = {kind: ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)) for kind in _MAXSIM}
+_MAXSIM_FP32 = {kind: ((16, 32, 32, 8 if kind == "fwd int8" else 4, 1),) * 2 for kind in _MAXSIM}
 
 
 def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
-    """Blocks of the pass "fwd", "dq", which gathers rows and multiplies nothing, or "dd"."""
+    """Blocks of the pass "fwd", or "fwd int8" by its documents, "dq", which gathers rows, or "dd"."""
     D = q.shape[1]
     if kind == "dq":
         return {"BLOCK_N": 16, "BLOCK_D": min(128, power_of_two(D, 16)), "num_warps": 4}
@@ -186,4 +191,4 @@ def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
     width = min(columns, power_of_two(D, 16))
     blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": width, "num_warps": warps, "num_stages": stages}
     precision = {"PRECISION": "ieee" if q.dtype == torch.float32 else "tf32"}
-    return blocks | precision | ({"WHOLE": D <= width} if kind == "fwd" else {})
+    return blocks | precision | ({"WHOLE": D <= width} if kind.startswith("fwd") else {})

@@ -41,8 +41,8 @@ def _fwd_kernel(
     scores_ptr,  # (Bq, columns) fp32
     argmax_ptr,  # (Tq, columns) with WINNERS
     stride_qt, stride_dt, Tq, Td, Bq, columns, D,
-    PAIRWISE: tl.constexpr, WINNERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PAIRWISE: tl.constexpr, WINNERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     query, column = tl.program_id(0).to(tl.int64) % Bq, tl.program_id(0).to(tl.int64) // Bq
     start_m, end_m = bounds(cu_queries_ptr, query, Tq)
@@ -85,7 +85,12 @@ def _fwd_kernel(
 
 
 def forward(
-    q: torch.Tensor, d: torch.Tensor, cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool, winners: bool
+    q: torch.Tensor,
+    d: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+    pairwise: bool,
+    winners: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (Tq, D), d (Td, D) -> scores (Bq, Bd) or (B,) fp32, argmax (Tq, Bd) or (Tq,), or (0,) without winners."""
     q, d = _alike(q, d)
@@ -97,7 +102,7 @@ def forward(
         _fwd_kernel, (scores.numel(),), q,
         q, d, cu_queries.contiguous(), cu_documents.contiguous(), scores, argmax,
         q.stride(0), d.stride(0), Tq, Td, Bq, *(columns or (1,)), D, PAIRWISE=pairwise, WINNERS=winners,
-        **launch.maxsim("fwd", q),
+        **launch.maxsim("fwd int8" if d.dtype == torch.int8 else "fwd", q),
     )  # fmt: skip
     return scores, argmax
 

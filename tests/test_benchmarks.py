@@ -133,3 +133,25 @@ def test_harness_measures_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     records = harness.measure(harness.cases("pooling", CPU, torch.float32)[0], rounds=1)
     assert len(records) > 1 and records[-1]["arm"] == "torch" and records[-1]["times_torch"] == 1
     assert all(record["share_of_limit"] > 0 for record in records)
+
+
+def test_sentence_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sentence_transformers", minversion="6")
+    from models import sentence_transformers
+
+    few = ["--texts", "3", "--longest", "20", "--layers", "1", "--rounds", "1", "--stock-batches", "2"]
+    sentence_transformers.main([*few, "--kinds", "MultiVectorEncoder", "--threads", "1", "--output", str(tmp_path)])
+    (result,) = json.loads((tmp_path / "sentence-transformers-bfloat16-20.json").read_text())["results"]
+    assert result["cosine_float32"] >= 0.9999 and len(result["arms"]) == 2 and len(result["tail"]) == 4
+    assert result["errors"]["modernbert_fast"] <= result["error_limit"]
+    assert "ours ahead" in capsys.readouterr().out
+
+
+def test_retrieval_encode_on_a_gpu_rehearsed() -> None:
+    pytest.importorskip("sentence_transformers", minversion="6")
+    from gpu import retrieval_encode, sizes
+
+    result = retrieval_encode.measure(sizes.dry(), "MultiVectorEncoder")
+    assert not result["failures"] and len(result["rows"]) == 2 * len(retrieval_encode.BATCHES)
+    assert list(result["missing"]) == [retrieval_encode.FLASH]  # there is no flash-attn here
+    assert result[f"best {retrieval_encode.STOCK} / best ours"] > 0

@@ -1,44 +1,25 @@
 """modernbert-fast encode: formats, order, errors, and byte-identical output after two kills."""
 
-import csv
-import json
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from encode_runs import encode, finished, short_texts, write_texts
 
-from modernbert_fast.cli import main
-from modernbert_fast.commands.corpus import manual_texts
+from modernbert_fast.commands.stages import Times, ahead, behind
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
 TEXTS = ["", "a", "Zürich, 東京 and Ωmega", 'with "quotes", commas; and\ttabs', "word " * 700, "the last one"]
-
-
-def short_texts(count: int) -> list[str]:
-    words = " ".join(manual_texts()).split()
-    rng = random.Random(0)
-    return [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(count)]
-
-
-def write_texts(path: Path, texts: list[str]) -> Path:
-    if path.suffix == ".txt":
-        path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    elif path.suffix == ".csv":
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
-    else:
-        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(arrow.table({"text": texts}), path)
-    return path
 
 
 def read_rows(path: Path) -> np.ndarray:
@@ -68,10 +49,6 @@ def expected(checkpoint: Path, texts: list[str], pooling: str, normalize: bool) 
         row = hidden[0] if pooling == "cls" else hidden.mean(0)
         rows.append(row / row.norm() if normalize else row)
     return torch.stack(rows).numpy()
-
-
-def encode(*args: object) -> int:
-    return main(["encode", "--threads", "1", *map(str, args)])
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
@@ -129,10 +106,6 @@ def test_two_kills_leave_no_trace(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert encode(source, killed, *options, "--resume") == 0
     assert killed.read_bytes() == output.read_bytes()
     assert not parts.exists()
-
-
-def finished(parts: Path) -> list[Path]:
-    return list(parts.glob("????????.npy"))
 
 
 def kill_after(command: list[object], parts: Path, shards: int) -> None:
@@ -207,3 +180,87 @@ def test_bad_requests(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     ):
         assert encode(*args) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_ranks_of_torchrun_make_the_bits_of_one_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch.distributed.run")
+    source, output = write_texts(tmp_path / "texts.txt", short_texts(700)), tmp_path / "alone.npy"
+    options = ["--model", tiny_checkpoint, "--shard", 16]
+    assert encode(source, output, *options) == 0
+    shared = tmp_path / "shared.npy"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    command = [*torchrun, "-m", "modernbert_fast", "encode", "--threads", 1, source, shared, *options]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert shared.read_bytes() == output.read_bytes()
+    assert done.stdout.count("700 rows") == 1, "the first process alone speaks"
+    halves = [line.split()[0] for line in done.stderr.splitlines() if " texts, " in line]
+    assert sorted(halves) == ["348/348", "352/352"]
+
+
+def test_the_stages_take_what_is_printed(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_texts(tmp_path / "texts.txt", short_texts(200))
+    assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--shard", 50) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(
+        r"share of the time: reading (.+)%, tokenisation (.+)%, model (.+)%, writing (.+)%; "
+        r"(.+)% of reading and tokenisation was hidden behind the model",
+        line,
+    )
+    assert found is not None, line
+    assert all(0 <= float(share) <= 100 for share in found.groups())
+
+
+def test_tokenisation_runs_ahead_of_the_model_but_not_far() -> None:
+    made, freed = [], threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            made.append(number)
+            if len(made) == 4:
+                freed.set()
+            yield number
+
+    stream = ahead(items(), 3)
+    assert next(stream) == 0
+    assert freed.wait(5), "three more are made while the first is worked on"
+    time.sleep(0.05)
+    assert made == [0, 1, 2, 3]
+    assert list(stream) == list(range(1, 100))
+
+
+def test_stages_raise_what_their_threads_raise() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("reading")
+
+    stream = ahead(broken(), 2)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="reading"):
+        next(stream)
+
+    def work(number: int) -> None:
+        if number == 3:
+            raise OSError("disk full")
+
+    done = []
+    with pytest.raises(OSError, match="disk full"):
+        for number in behind(work, iter(range(100)), 2):
+            done.append(number)
+    assert done == [0, 1, 2]
+
+
+def test_times_add_up_by_stage() -> None:
+    times = Times()
+
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.02)
+            yield number
+
+    assert list(times.each("reading", slow())) == [0, 1, 2]
+    with times.of("model"):
+        time.sleep(0.01)
+    assert times.seconds["reading"] >= 0.06 and times.seconds["model"] >= 0.01

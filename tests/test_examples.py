@@ -43,6 +43,6 @@ def test_reranking():
 
 
 def test_examples_are_short():
-    assert len(list(EXAMPLES.glob("*.py"))) == 5
+    assert len(list(EXAMPLES.glob("*.py"))) == 6
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path.name

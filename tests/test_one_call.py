@@ -1,13 +1,16 @@
 """When a layer runs as one call, and when its ops run one by one because something watches or changes a part of it."""
 
 import contextlib
+import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 import modernbert_fast as mf
-from modernbert_fast import dispatch, library, ops
+from modernbert_fast import dispatch, encoder, library, ops
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -25,6 +28,10 @@ class Doubled(nn.Linear):
 
 @pytest.fixture
 def model():
+    return build()
+
+
+def build():
     config = mf.EncoderConfig.preset("base").to_dict() | {
         "vocab_size": 96,
         "hidden_size": 32,
@@ -83,7 +90,52 @@ def test_a_hook_on_a_part_runs(model, calls, part):
     assert len(seen) == LAYERS or part == "mlp.act" and seen
 
 
-@pytest.mark.parametrize("op", ["layer_norm", "attention", "linear"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_hook_that_comes_later_runs(model, calls, part):
+    """What was found of the model at one call does not hold for the next."""
+    seen = []
+    with torch.no_grad():
+        model(BATCH)
+        model.layers[1].get_submodule(part).register_forward_hook(lambda *args: seen.append(1))
+        model(BATCH)
+    assert seen and len(calls) == 2 * LAYERS - 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.layers[1].mlp_norm, "eps", 1.0),
+        lambda model: setattr(model.layers[1].mlp.Wi, "weight", nn.Parameter(torch.ones(96, 32))),
+        lambda model: model.layers[1].attn_norm.weight.data.mul_(2),
+        lambda model: replace(model, "layers.1.mlp.Wi", Doubled),
+        lambda model: model.layers[1].config.__dict__.update(hidden_activation="relu"),
+        lambda model: model.double(),
+    ],
+    ids=["eps", "weight", "in place", "module", "activation", "dtype"],
+)
+def test_a_change_between_calls_is_seen(model, change):
+    with torch.no_grad():
+        model(BATCH)
+        change(model)
+        again = model(BATCH)
+        encoder._known.pop(model, None)  # what was found anew
+        assert torch.equal(again, model(BATCH))
+
+
+def test_a_model_that_is_gone_is_forgotten():
+    def use():
+        model = build()
+        with torch.no_grad():
+            model(BATCH)
+        assert model in encoder._known and copy.deepcopy(model) not in encoder._known
+        return weakref.ref(model), weakref.ref(model.layers[0])
+
+    gone = use()
+    gc.collect()
+    assert [there() for there in gone] == [None, None]
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "attention", "linear", "geglu"])
 def test_a_forced_part_runs(model, calls, op):
     with torch.no_grad(), dispatch.use_backend("reference", op):
         model(BATCH)

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import modernbert_fast as mf
+from modernbert_fast import tail
+from modernbert_fast.retrieval.texts import TextEncoder
+from modernbert_fast.testing import assert_as_good_as
 
 st = pytest.importorskip("sentence_transformers", minversion="6")
 tokenizers = pytest.importorskip("tokenizers")
@@ -105,9 +108,10 @@ def test_vectors_are_stocks_and_no_text_changes_another(folder, kind):
     model = build(kind, folder)
     assert_same(model, run)
     assert type(model) is getattr(st, kind)
-    together = run(mf.accelerate(model))
+    texts = [*TEXTS, 3 * TEXTS[1]]
+    together = run(mf.accelerate(model), texts)
     assert type(model).__name__ == kind and isinstance(model, getattr(st, kind))
-    for text, vectors in zip(TEXTS, together, strict=True):
+    for text, vectors in zip(texts, together, strict=True):
         assert torch.equal(run(model, [text])[0], vectors)
 
 
@@ -174,6 +178,29 @@ def test_many_vectors_keep_no_batch_alive_and_score_as_stock(folder):
     assert_close([scores], [mf.restore(model).similarity(*2 * [model.encode(TEXTS)])])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [[0, 1, 4], [2, 4], [4], [], [0, 1, 2, 3, 4]])
+def test_select(dtype, kept):
+    """Rows by number, of unit length: as near to the truth as torch, and gradients only where they come from."""
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    kept = torch.tensor(kept, dtype=torch.int64)
+    assert torch.equal(tail.select(x, kept, normalize=False), x[kept])
+    truth = nn.functional.normalize(x.double()[kept], dim=1)
+    assert_as_good_as(tail.select(x, kept, True), nn.functional.normalize(x[kept], dim=1), truth, "select")
+    tail.select(x, kept, False).sum().backward()
+    assert torch.equal(x.grad.any(dim=1).nonzero().squeeze(1), kept)
+
+
+@pytest.mark.parametrize("kind", ["SentenceTransformer", "MultiVectorEncoder"])
+def test_an_index_gets_the_same_vectors_in_any_batch(folder, tmp_path, kind):
+    build(kind, folder).save_pretrained(str(tmp_path), create_model_card=False)
+    encoder = TextEncoder(tmp_path, "cpu")
+    assert mf.is_accelerated(encoder.model)
+    vectors, bounds = encoder.documents(TEXTS, batch=4)
+    alone, same_bounds = encoder.documents(TEXTS, batch=1)
+    assert torch.equal(vectors, alone) and torch.equal(bounds, same_bounds) and bounds[-1] == len(vectors)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saves_as_stock_saves(folder, tmp_path, kind):
     model = build(kind, folder)
@@ -185,6 +212,23 @@ def test_saves_as_stock_saves(folder, tmp_path, kind):
     assert all((stock / name).read_bytes() == (fast / name).read_bytes() for name in names)
     loaded = getattr(st, kind)(str(fast), device="cpu")
     assert_close(run(loaded), run(model))
+
+
+def test_a_checkpoint_of_pylate(folder, tmp_path):
+    """Which PyLate itself, on an older transformers, could not share an environment with."""
+    build("MultiVectorEncoder", folder).save_pretrained(str(tmp_path), create_model_card=False)
+    modules = json.loads((tmp_path / "modules.json").read_text())[:3]
+    for module in modules[1:]:
+        module["type"] = "pylate.models.Dense.Dense"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    settings = tmp_path / "config_sentence_transformers.json"
+    own = {"model_type": "ColBERT", "query_prefix": "few ", "document_prefix": "a ", "query_length": 9}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | own | {"attend_to_expansion_tokens": True}))
+    encoder = TextEncoder(tmp_path, "cpu")
+    assert encoder.multi and encoder.model[0].query_expansion["length"] == 9
+    vectors, bounds = encoder.queries(TEXTS)
+    assert bounds.diff().tolist() == [9] * len(TEXTS) and encoder.documents(TEXTS)[1][-1] < 64
+    assert_close(vectors.split(9), mf.restore(encoder.model).encode_query(TEXTS))
 
 
 @pytest.mark.parametrize("kind", KINDS)

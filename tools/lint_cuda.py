@@ -13,7 +13,9 @@ from typing import Any
 # Kernels and architectures, by pattern, and an instruction that each of them must contain.
 INSTRUCTIONS = [
     (r"layer_norm_(forward|backward)_kernel<.*, [48](, (true|false))?>$", r"\d+a?", r"LDG\.E\.128"),
+    (r"layer_norm_(forward|backward)_kernel<.*, [48](, (true|false))?>$", r"\d+a?", r"STG\.E\.128"),
     (r"geglu_(forward|backward)_kernel<.*, [48]>$", r"\d+a?", r"LDG\.E\.128"),
+    (r"geglu_(forward|backward)_kernel<.*, [48]>$", r"\d+a?", r"STG\.E\.128"),
 ]
 
 

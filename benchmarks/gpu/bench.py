@@ -1,7 +1,7 @@
 """How fast it is on a GPU, the most important first: python benchmarks/run.py gpu/bench (make bench-gpu).
 
-Ceilings; the encoder against stock and torch's parts; latency; attention, norms and geglu; a training step; MaxSim; large; then
-what takes long to compile, and the small ops. Arms are checked, interleaved and timed by events; medians.
+Ceilings; the encoder against stock and torch's parts; latency; attention, norms and geglu; a training step; MaxSim;
+large; then what takes long to compile, and the small ops. Arms are checked, interleaved and timed by events; medians.
 """
 
 from __future__ import annotations

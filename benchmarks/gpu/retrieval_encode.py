@@ -92,10 +92,10 @@ def measure(chosen: sizes.Sizes, name: str) -> dict[str, Any]:
     taken = timing.interleave(arms, max(chosen.rounds // 3, 1), 1, clock=timing.seconds, leave_out=leave_out)
     best = {n: min((m.median for m in taken if m.name.startswith(n)), default=None) for n in models}
     ratios = {f"best {n} / best ours": best[n] / best[FAST] for n in models if n != FAST and best[n] and best[FAST]}
-    rows = model_rows(taken, sum(counts), f"{STOCK}, batches of {BATCHES[0]}")
+    rows = model_rows(taken, kind.tokens(counts), f"{STOCK}, batches of {BATCHES[0]}")
     versions = {package: timing.version(package) for package in ("sentence-transformers", "transformers")}
     errors = {"limit": parity.limit, **parity.errors}
-    more = {"texts": len(texts), "tokens": sum(counts), "errors": errors, "versions": versions}
+    more = {"texts": len(texts), "tokens": kind.tokens(counts), "errors": errors, "versions": versions}
     return {"rows": rows, **ratios, **more, "missing": missing, "failures": failures}
 
 

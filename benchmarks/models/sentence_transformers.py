@@ -5,6 +5,8 @@ python benchmarks/run.py models/sentence_transformers --dtype bfloat16 --rounds 
 encode, predict, encode_document and encode of the four kinds of model, with the tokenizer. Stock runs as it is best:
 sdpa, texts sorted by length, and at several batch sizes, the smallest without any padding; ours at its default of 32.
 Before the clock starts, vectors of both in float32 are compared, and ours in this dtype held to the error rule.
+
+The tail of many vectors a text, step by step, is timed on as many tokens: what there is to win by one kernel for it.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ import pipelines
 import torch
 
 import modernbert_fast as mf
-from modernbert_fast import durable, timing
+from modernbert_fast import durable, encoder, tail, timing
 from modernbert_fast.commands.comparison import FAST
 from modernbert_fast.commands.models import positive, twin
 from modernbert_fast.commands.parity import Parity
 from modernbert_fast.config import EncoderConfig
+from modernbert_fast.retrieval.quantize import store
 
 STOCK = "sentence-transformers"
 CHECKED = 8  # texts
+LONGEST = 512
 ENOUGH = 0.9999  # cosine in float32
 
 
@@ -88,6 +92,25 @@ def measure(
     }
 
 
+def tail_shares(config: EncoderConfig, dtype: torch.dtype, tokens: int, total: float, rounds: int) -> dict[str, float]:
+    """What each step from hidden states to an index takes, as a share of `total` seconds."""
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, config.hidden_size).to(dtype)
+    linear = torch.nn.Linear(config.hidden_size, pipelines.DIM, bias=False, dtype=dtype)
+    kept, bounds = torch.arange(0, tokens, 2), torch.tensor([0, (tokens + 1) // 2])
+    with torch.inference_mode():
+        rows = encoder.project(linear, hidden)
+        vectors = tail.select(rows, kept, True)
+        steps = {
+            "projection": lambda: encoder.project(linear, hidden),
+            "skip list and unit length": lambda: tail.select(rows, kept, True),
+            "store float16": lambda: store(vectors, bounds, "float16"),
+            "store int8": lambda: store(vectors, bounds, "int8"),
+        }
+        taken = timing.interleave([timing.Arm(name, step) for name, step in steps.items()], 5 * rounds)
+    return {m.name: m.median / total for m in taken}
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="run.py models/sentence_transformers",
@@ -98,7 +121,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--layers", type=positive, default=22, help="of base (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--texts", type=positive, default=128, help="default: %(default)s")
-    parser.add_argument("--longest", type=positive, default=512, help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--longest", type=positive, default=LONGEST, help="tokens of a text (default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=32, help="ours (default: %(default)s)")
     parser.add_argument("--stock-batches", type=sizes, default="32,8,1", help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=3)
@@ -107,7 +130,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     facts = timing.machine_facts() | {"sentence-transformers": timing.version("sentence-transformers")}
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"sentence-transformers-{args.dtype}.json"
+    name = f"sentence-transformers-{args.dtype}{'' if args.longest == LONGEST else f'-{args.longest}'}.json"
+    path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
     config = EncoderConfig.from_dict(
         {**EncoderConfig.preset("base").to_dict(), "num_hidden_layers": args.layers, "layer_types": None}
     )
@@ -115,11 +139,21 @@ def main(argv: list[str]) -> None:
     texts = pipelines.texts(counts)
     results: list[dict[str, Any]] = []
     for name in args.kinds.split(","):
-        results.append(measure(pipelines.KINDS[name], config, getattr(torch, args.dtype), texts, sum(counts), args))
-        print(f"{name}: {len(texts)} texts, {sum(counts)} tokens; float32 cosine {results[-1]['cosine_float32']:.7f}")
+        kind = pipelines.KINDS[name]
+        results.append(measure(kind, config, getattr(torch, args.dtype), texts, kind.tokens(counts), args))
+        cosine = results[-1]["cosine_float32"]
+        print(f"{name}: {len(texts)} texts, {kind.tokens(counts)} tokens; float32 cosine {cosine:.7f}")
         for arm in results[-1]["arms"]:
             ahead = "" if arm["name"] == FAST else f"ours ahead {arm['ours_ahead']:.2f}x"
-            print(f"  {arm['name']:<40} {arm['median']:>8.2f} s {arm['tokens_per_second']:>8.0f} tokens/s  {ahead}")
+            print(
+                f"  {arm['name']:<40} {arm['median']:>8.2f} s {arm['tokens_per_second']:>8.0f} tokens/s  {ahead}",
+                flush=True,
+            )
+        if name == "MultiVectorEncoder":
+            ours = results[-1]["arms"][0]["median"]
+            shares = tail_shares(config, getattr(torch, args.dtype), sum(counts), ours, args.rounds)
+            results[-1]["tail"] = shares
+            print("  of ours: " + ", ".join(f"{step} {share:.3%}" for step, share in shares.items()), flush=True)
         options = {k: v for k, v in vars(args).items() if k != "output"}
         durable.write_json(path, {"options": options, "machine": facts, "results": results})
     print(path, flush=True)

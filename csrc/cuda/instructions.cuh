@@ -45,6 +45,14 @@ __device__ __forceinline__ void atomic_max(int64_t* at, int64_t value) {
   atomicMax(reinterpret_cast<long long*>(at), static_cast<long long>(value));
 }
 
+/// 16 bytes to an address of global memory that is aligned to as many, by one instruction. What C++ says of it the
+/// compiler may take apart into four.
+__device__ __forceinline__ void store_global_16(void* to, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
+}
+
 // ---- values from other lanes: all 32 take part ----
 
 /// The value of the lane whose number differs by the bits of mask. 4 bytes.
@@ -52,6 +60,9 @@ template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+
+/// Whether it holds for every lane.
+__device__ __forceinline__ bool all_of_warp(bool value) { return __all_sync(0xffffffffu, value); }
 
 /// The value of the lane `distance` below; the first lanes keep their own.
 template <class T>

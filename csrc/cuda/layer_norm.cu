@@ -97,25 +97,38 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   for (int64_t t = blockIdx.x * teams + team.number(); t < a.rows; t += gridDim.x * teams) {
     const int64_t source = row_of(a, t);
     float row[kHeld], total = 0;
-    for_columns<kPack>(C, team, [&](int c, int at) {
-      X x[kPack] = {};
-      if (source >= 0) load(x, a.x + source * a.x_stride + c);
-      if (residual == nullptr) {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) row[at + i] = to_float(x[i]);
+    const auto load_pack = [&](int c, X(&x)[kPack], S(&added)[kPack]) {
+      if (source >= 0) {
+        load(x, a.x + source * a.x_stride + c);
       } else {
-        S sum[kPack];
-        load(sum, residual + t * a.residual_stride + c);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          sum[i] = from_float<S>(to_float(sum[i]) + to_float(x[i]));
-          row[at + i] = to_float(sum[i]);
-        }
-        store(static_cast<S*>(a.sum) + t * C + c, sum);
+        for (int i = 0; i < kPack; ++i) x[i] = X{};
       }
+      if (residual != nullptr) load(added, residual + t * a.residual_stride + c);
+    };
+    const auto hold_pack = [&](int c, int at, const X(&x)[kPack], S(&added)[kPack]) {
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) total += row[at + i];
-    });
+      for (int i = 0; i < kPack; ++i) {
+        if (residual != nullptr) added[i] = from_float<S>(to_float(added[i]) + to_float(x[i]));
+        row[at + i] = residual != nullptr ? to_float(added[i]) : to_float(x[i]);
+        total += row[at + i];
+      }
+      if (residual != nullptr) store(static_cast<S*>(a.sum) + t * C + c, added);
+    };
+    if constexpr (kPack > 1) {
+      // All loads first: a load waits for a store before it, whose address may be its own for all the compiler knows.
+      X x[kHeld / kPack][kPack];
+      S added[kHeld / kPack][kPack];
+      for_columns<kPack>(C, team, [&](int c, int at) { load_pack(c, x[at / kPack], added[at / kPack]); });
+      for_columns<kPack>(C, team, [&](int c, int at) { hold_pack(c, at, x[at / kPack], added[at / kPack]); });
+    } else {  // one element at a time takes more registers for addresses
+      for_columns<kPack>(C, team, [&](int c, int at) {
+        X x[kPack];
+        S added[kPack];
+        load_pack(c, x, added);
+        hold_pack(c, at, x, added);
+      });
+    }
 
     // The fp32 mean of an offset row is off by an ulp of the offset, which can exceed the spread: correct it.
     const float mean = team.sum(total, 0) / C;

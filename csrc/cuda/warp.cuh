@@ -42,11 +42,16 @@ __device__ __forceinline__ void load(T (&to)[kCount], const T* from) {
   }
 }
 
+/// The same the other way, to global memory.
 template <class T, int kCount>
 __device__ __forceinline__ void store(T* to, const T (&from)[kCount]) {
   if constexpr (kCount % kPerPack<T> == 0) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPerPack<T>) store_16(to + i, reinterpret_cast<const T(&)[kPerPack<T>]>(from[i]));
+    for (int i = 0; i < kCount; i += kPerPack<T>) {
+      uint32_t words[4];
+      memcpy(words, from + i, sizeof(words));
+      store_global_16(to + i, words);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) to[i] = from[i];

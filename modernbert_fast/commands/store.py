@@ -61,7 +61,8 @@ class Store:
             if self.output.exists():
                 self._remove_parts()
                 return True
-        write_json(self.manifest, self.fingerprint)
+        if not self.manifest.exists():
+            write_json(self.manifest, self.fingerprint)
         self.parts.mkdir(exist_ok=True)
         return False
 

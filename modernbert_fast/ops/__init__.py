@@ -6,7 +6,7 @@ from modernbert_fast.ops.encoder_layer import Weights, encoder_layer
 from modernbert_fast.ops.geglu import geglu
 from modernbert_fast.ops.layer_norm import add_layer_norm, embed_layer_norm, layer_norm
 from modernbert_fast.ops.linear import linear, linear_geglu
-from modernbert_fast.ops.maxsim import maxsim, maxsim_topk
+from modernbert_fast.ops.maxsim import keep_tokens, maxsim, maxsim_topk
 from modernbert_fast.ops.padding import pad, plan, tiles, unpad
 from modernbert_fast.ops.pooling import pooling
 from modernbert_fast.ops.rope import rope
@@ -22,6 +22,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_geglu",
+    "keep_tokens",
     "maxsim",
     "maxsim_topk",
     "pad",

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
+from modernbert_fast.ops.padding import unpad
 
 _SCORES = 2**26  # that a search holds at one time
 _MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
@@ -176,6 +177,30 @@ def maxsim_topk(
     missing = (0, k - best.shape[1])
     pad = torch.nn.functional.pad
     return pad(scores, missing, value=float("-inf")), pad(documents, missing, value=-1)
+
+
+def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leaves tokens out of texts, such as those of a skip list: what is not there neither wins nor counts.
+
+    Args:
+        x: (T, D) packed tokens.
+        cu_seqlens: (B + 1,) int32 bounds.
+        mask: (T,) bool, the tokens that stay.
+
+    Returns:
+        The tokens that stay, (T', D), which gradients reach, and their bounds; a text may be left without any.
+
+    Raises:
+        ValueError: on shapes that do not fit; TypeError: the mask is not bool.
+    """
+    checks.shape("x", x, None, None)
+    checks.shape("mask", mask, x.shape[0])
+    checks.same_device(x, cu_seqlens=cu_seqlens, mask=mask)
+    checks.cu_seqlens("cu_seqlens", cu_seqlens, x.shape[0])
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, got {mask.dtype}")
+    kept = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
+    return unpad(x, mask.nonzero().squeeze(1)), kept[cu_seqlens.long()].int()
 
 
 def _ranked(scores: torch.Tensor, first: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ class TextEncoder:
                 raise ValueError(f"{pickled}: weights are read from safetensors only")
         settings = folder / _SETTINGS
         kind = json.loads(settings.read_text()).get("model_type") if settings.is_file() else None
-        self.multi = kind == "MultiVectorEncoder"
+        self.multi = kind in ("MultiVectorEncoder", "ColBERT")  # the latter is PyLate's
         weights: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
         options: dict[str, Any] = {"device": device, "local_files_only": True, "model_kwargs": weights}
         model = (st.MultiVectorEncoder if self.multi else st.SentenceTransformer)(str(folder), **options)

@@ -29,7 +29,7 @@ def evaluate(
     """Results by name: "result 0", "result 1" ... and "d" + name for each gradient.
 
     Gradients of the results are drawn from a seed of their own, the same for every dtype up to rounding, and given
-    in `layout`; "expanded" gives ones of stride 0.
+    in `layout`; "expanded" gives ones of stride 0, "plain" a tensor as torch allocates it.
     """
     inputs = {n: x.detach().requires_grad_() if n in grads else x for n, x in inputs.items()}
     with torch.set_grad_enabled(bool(grads)):
@@ -306,7 +306,7 @@ def _given_gradient(seed: int, result: torch.Tensor, layout: str) -> torch.Tenso
         return one.expand_as(result) if layout == "expanded" else torch.ones_like(result)
     # Drawn coarse, so that it is the same number in every dtype.
     drawn = Draw(1000 + seed, torch.float64, result.device)(*result.shape).mul(8).round().div(8)
-    return Guarded(drawn.to(result.dtype), layout).tensor
+    return drawn.to(result.dtype) if layout == "plain" else Guarded(drawn.to(result.dtype), layout).tensor
 
 
 def _draws(results: Tensors, grads: tuple[str, ...]) -> int:

@@ -175,8 +175,8 @@ class _TensorCores(torch.autograd.Function):
     """q (M, D), d (N, D), halves on a GPU -> q @ d.T in fp32, and its gradients by fp32 products.
 
     Tensor cores cut off what they add, so their product of halves is not that of the same numbers in fp32. torch keeps
-    the fp32 results of such a product if asked, without gradients. Zeros around the operands change no sum, and make the
-    product so large that the library neither splits its sums nor does without tensor cores.
+    the fp32 results of such a product if asked, without gradients. Zeros around the operands change no sum, and make
+    the product so large that the library neither splits its sums nor does without tensor cores.
     """
 
     @staticmethod

@@ -1,7 +1,10 @@
 """MaxSim: ragged queries and documents, empty ones, the winners, no padding in the score."""
 
+import functools
 import itertools
+import sys
 
+import maxsim_cases
 import pytest
 import torch
 
@@ -168,6 +171,71 @@ def test_empty_documents(backend, device):
     scores, argmax = ops.maxsim(q, d, cu_queries, cu_documents, return_argmax=True)
     assert scores.tolist() == [[float("-inf"), 8.0], [0.0, 0.0]]
     assert argmax.tolist() == [[-1, 0], [-1, 0]]
+
+
+def test_distillation(backend, device):
+    """In-batch scores of a student follow a teacher's: the gradients are those of plain torch."""
+    student, teacher = (problems.maxsim((5, 0, 9), (7, 12, 0, 3), 16, torch.float32, device) for _ in range(2))
+    goal = plain.maxsim(*teacher.inputs(seed=1).values(), pairwise=False)
+    seen = torch.isfinite(goal)
+
+    def loss(score, dtype):
+        inputs = {n: x.to(dtype).requires_grad_() if n in "qd" else x for n, x in student.inputs().items()}
+        scores, wanted = (x.masked_fill(~seen, -1e4).log_softmax(1) for x in (score(**inputs), goal.to(dtype)))
+        value = torch.nn.functional.kl_div(scores, wanted, log_target=True, reduction="batchmean")
+        return [value, *torch.autograd.grad(value, (inputs["q"], inputs["d"]))]
+
+    by_torch = functools.partial(plain.maxsim, pairwise=False)
+    ways = loss(ops.maxsim, torch.float32), loss(by_torch, torch.float32), loss(by_torch, torch.float64)
+    for got, same_dtype, truth in zip(*ways, strict=True):
+        assert_as_good_as(got, same_dtype, truth)
+
+
+@pytest.mark.parametrize("at_once", [2**26, 12])
+def test_topk(backend, device, monkeypatch, at_once):
+    """The documents that a full sort finds, the first of equals first, scaled, filtered; never one without tokens."""
+    monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", at_once)
+    lengths = (3, 0, 5, 1, 70, 2, 0, 9, 4, 4)
+    q, d, cu_q, cu_d = problems.maxsim((4, 0, 33), lengths, 16, torch.float32, device).inputs().values()
+    d[cu_d[8] : cu_d[9]] = d[cu_d[9] :]  # two documents alike
+    scales = torch.arange(1.0, 11.0, device=device)
+    scales[9] = scales[8]
+    allowed = torch.tensor([n != 2 for n in lengths], device=device)
+    scores = ops.maxsim(q, d, cu_q, cu_d) * scales
+    for k in (1, 4, 30):
+        best, documents = ops.maxsim_topk(q, d, cu_q, cu_d, k, scales=scales, allowed=allowed)
+        assert best.shape == documents.shape == (3, k) and documents.dtype == torch.int64
+        for i, row in enumerate(scores.tolist()):
+            fit = [j for j, n in enumerate(lengths) if n not in (0, 2)]
+            order = sorted(fit, key=lambda j: (-row[j], j))[:k]
+            assert documents[i].tolist() == order + [-1] * (k - len(order))
+            assert best[i].tolist() == [row[j] for j in order] + [float("-inf")] * (k - len(order))
+    none = ops.maxsim_topk(q, d[:0], cu_q, cu_d[:1], 2)
+    assert none[1].tolist() == [[-1, -1]] * 3
+    for wrong in ({"k": 0}, {"k": 2, "scales": scales[1:]}, {"k": 2, "allowed": allowed[:, None]}):
+        with pytest.raises(ValueError):
+            ops.maxsim_topk(q, d, cu_q, cu_d, **wrong)
+
+
+def test_skipped_tokens(backend, device, dtype):
+    """As if they had never been there, in scores and gradients; a text may lose all of its tokens."""
+    q, d, cu_q, cu_d = problems.maxsim((4, 3), (6, 2, 5), 8, dtype, device).inputs().values()
+    mask = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool, device=device)
+    d.requires_grad_()
+    scores = ops.maxsim(q, *(kept := ops.keep_tokens(d, cu_d, mask))[:1], cu_q, kept[1])
+    assert kept[1].tolist() == [0, 4, 4, 7]
+    assert_same_bits(scores, ops.maxsim(q, d.detach()[mask], cu_q, kept[1]))
+    (gradient,) = torch.autograd.grad(scores[:, [0, 2]].sum(), d)
+    assert not gradient[~mask].any() and gradient[mask].any()
+    with pytest.raises(TypeError):
+        ops.keep_tokens(d, cu_d, mask.int())
+
+
+@pytest.mark.heavy
+@pytest.mark.rows("cpu", "triton")
+def test_random_cases(backend, device, dtype):
+    """More of the same: python tests/ops/maxsim_cases.py 10000."""
+    assert maxsim_cases.check(60, dtype, device) == 60
 
 
 def test_refuses_bounds(backend, device):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from types import SimpleNamespace
 
 import index_histories as histories
@@ -100,7 +101,7 @@ def test_large_searches_go_a_chunk_at_a_time(tmp_path, monkeypatch):
     fill(tmp_path / "index")
     index, queries = Index(tmp_path / "index"), torch.randn(3, D)
     whole = index.search(queries, k=7)
-    monkeypatch.setattr("modernbert_fast.retrieval.index._RESULTS", 20)
+    monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", 20)
     assert index.search(queries, k=7) == whole
 
 

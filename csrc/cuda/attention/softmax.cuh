@@ -54,8 +54,13 @@ class OnlineSoftmax {
       }
   }
 
+  /// Nothing to do where no row of the warp has a new peak, as after the first keys of a text.
   template <int kHead>
   __device__ __forceinline__ void shrink(Sums<kBands, kHead>& o) const {
+    bool stays = true;
+#pragma unroll
+    for (int band = 0; band < kBands; ++band) stays = stays && shrink_[band][0] == 1 && shrink_[band][1] == 1;
+    if (all_of_warp(stays)) return;
     o.for_each([&](float& sum, int band, int, int i) { sum *= shrink_[band][i / 2]; });
   }
 

@@ -35,6 +35,9 @@ inline void sync_threads(int barrier, int threads) { simt::barrier(barrier, thre
 
 /// Threads change places only where they meet.
 inline void atomic_max(int64_t* at, int64_t value) { *at = std::max(*at, value); }
+inline void store_global_16(void* to, const uint32_t (&words)[4]) {
+  *static_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
 
 // ---- values from other lanes ----
 
@@ -58,6 +61,11 @@ inline T exchange(const char* purpose, T value, int from) {
 template <class T>
 inline T shuffle_xor(T value, int mask) {
   return exchange("shuffle_xor", value, (lane_of_thread() ^ mask) % kWarp);
+}
+inline bool all_of_warp(bool value) {
+  int all = value;
+  for (int mask = 1; mask < kWarp; mask *= 2) all &= shuffle_xor(all, mask);
+  return all;
 }
 template <class T>
 inline T shuffle_up(T value, int distance) {
