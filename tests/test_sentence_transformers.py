@@ -239,6 +239,7 @@ def test_survives_pickling(folder, kind):
     assert all(map(torch.equal, run(again), run(model)))
 
 
+@pytest.mark.slow
 def test_encodes_in_several_processes(folder):
     model = mf.accelerate(build("MultiVectorEncoder", folder))
     expected = run(model)
