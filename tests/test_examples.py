@@ -32,7 +32,17 @@ def test_support_conversations():
     assert example("support_conversations").main() == ["printer-0", "network-1", "account-1"]
 
 
+def test_annual_report_sentiment():
+    (share,) = example("annual_report_sentiment").main(learn=60, held_out=20, lengths=((500, 2500),))
+    assert share >= 0.8  # chance is 0.5
+
+
+def test_reranking():
+    before, after = example("reranking").main()
+    assert after > 0.4 and after > before + 0.1  # chance is 0.1 of those that are among ten candidates
+
+
 def test_examples_are_short():
-    assert len(list(EXAMPLES.glob("*.py"))) == 4
+    assert len(list(EXAMPLES.glob("*.py"))) == 6
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path.name

@@ -85,7 +85,8 @@ def _print_kernels(kernels: list[tuple[float, float, str]]) -> None:
         end = max(end, stop)
     print(
         f"GPU busy {busy / RUNS:.1f} us, waiting {waited / RUNS:.1f} us (host between forwards included), "
-        f"{len(kernels) / RUNS:g} kernels and copies a forward\n\n| kernel | us a forward | times | us each |\n|---|---|---|---|"
+        f"{len(kernels) / RUNS:g} kernels and copies a forward\n\n"
+        "| kernel | us a forward | times | us each |\n|---|---|---|---|"
     )
     for name, times in sorted(by_name.items(), key=lambda item: -sum(item[1]))[:KERNELS]:
         print(f"| {name[:90]} | {sum(times) / RUNS:.1f} | {len(times) / RUNS:g} | {statistics.median(times):.2f} |")

@@ -25,8 +25,8 @@ inline Tensor new_tensor(const Tensor& x, const int64_t* sizes, int64_t dim, Sca
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype_code, device_type,
-                                                  x.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides.data(), dtype_code, device_type, x.get_device_index(), &handle));
   return Tensor(handle);
 }
 

@@ -48,11 +48,6 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
       : "memory");
 }
 
-/// Arrives at a barrier of sync_threads without waiting there.
-__device__ __forceinline__ void arrive_threads(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // ---- registers: the whole warpgroup calls these ----
 
 /// Gives registers of each thread back to the block.

@@ -166,7 +166,7 @@ def maxsim_topk(
                 start, stop = bounds[[0, -1]].tolist()
                 part, bounds = d[start:stop], bounds - start
             own = slice(first, first + at_once)
-            scores = maxsim(q, part, cu_queries, bounds).float()
+            scores = _forward(q, part, cu_queries, bounds, False, False)[0].float()
             scores = scores if scales is None else scores * scales[own]
             found = bounds.diff() > 0 if allowed is None else (bounds.diff() > 0) & allowed[own]
             best = torch.cat((best, _ranked(scores.masked_fill(~found, float("-inf")), first)), dim=1)

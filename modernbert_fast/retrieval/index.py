@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from modernbert_fast import ops
+from modernbert_fast import dispatch, ops
+from modernbert_fast.ops import checks
 from modernbert_fast.retrieval.manifest import Manifest
 from modernbert_fast.retrieval.segment import Segment
 
@@ -97,16 +98,9 @@ class Index:
         Raises:
             ValueError: on shapes that do not fit, queries that are not finite, or k below 1.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if queries.dim() != 2 or queries.shape[1] != self.manifest.dim:
-            raise ValueError(f"queries must be (Tq, {self.manifest.dim}), got {tuple(queries.shape)}")
-        if not bool(queries.isfinite().all()):
-            raise ValueError("queries must be finite")
-        if cu_queries is None:
-            cu_queries = torch.arange(queries.shape[0] + 1, dtype=torch.int32)
-        queries = queries.to(self.device, torch.float32 if self.device.type == "cpu" else torch.float16)
-        cu_queries = cu_queries.to(self.device)
+        queries, cu_queries = self.checked(queries, cu_queries, k)
+        queries, cu_queries = queries.to(self.device), cu_queries.to(self.device)
+        queries = queries.float() if dispatch.host_readable(queries) else queries.half()
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(cu_queries.numel() - 1)]
         for number, segment in enumerate(self.segments):
             selected = segment.selected(where)
@@ -120,12 +114,28 @@ class Index:
                 hits += [(s, number, document) for s, document in zip(scores, documents, strict=True) if document >= 0]
                 hits.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
                 del hits[k:]
-        return [[self._hit(*hit) for hit in hits] for hits in found]
+        return [[self.hit(*hit) for hit in hits] for hits in found]
+
+    def checked(
+        self, queries: torch.Tensor, cu_queries: torch.Tensor | None, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The queries of a search in fp32 and their bounds, or the ValueError that `search` promises."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if queries.dim() != 2 or queries.shape[1] != self.manifest.dim:
+            raise ValueError(f"queries must be (Tq, {self.manifest.dim}), got {tuple(queries.shape)}")
+        if not bool(queries.isfinite().all()):
+            raise ValueError("queries must be finite")
+        if cu_queries is None:
+            cu_queries = torch.arange(queries.shape[0] + 1, dtype=torch.int32)
+        checks.cu_seqlens("cu_queries", cu_queries, queries.shape[0])
+        return queries.float(), cu_queries
+
+    def hit(self, score: float, number: int, row: int) -> Hit:
+        """The document of a row of a segment, as it is found."""
+        segment = self.segments[number]
+        return Hit(segment.id(row), score, segment.attributes[row])
 
     def verify(self) -> list[str]:
         """Reads every byte of the state; what is damaged, a sentence each, the file named."""
         return [sentence for segment in self.segments for sentence in segment.damage()]
-
-    def _hit(self, score: float, number: int, row: int) -> Hit:
-        segment = self.segments[number]
-        return Hit(segment.id(row), score, segment.attributes[row])

@@ -66,9 +66,12 @@ class Segment:
         """The attributes of each document."""
         texts = unpack_strings(*self._attributes)
         try:
-            return [json.loads(text) if text else {} for text in texts]
+            rows = [json.loads(text) if text else {} for text in texts]
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self._where}: damaged attributes: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{self._where}: damaged attributes: not objects")
+        return rows
 
     def id(self, row: int) -> str:
         """The id of one document, without reading the others."""
@@ -89,10 +92,11 @@ class Segment:
     def on(self, device: torch.device) -> Vectors:
         """The vectors on a device, which keeps them; on the CPU those of the mapped file."""
         here = Vectors(self.vectors, self.bounds, self.scales)
-        if device.type == "cpu":
+        if device == self.vectors.device:
             return here
         if device not in self._elsewhere:
-            self._elsewhere[device] = Vectors(*(None if x is None else x.to(device) for x in here))
+            scales = None if self.scales is None else self.scales.to(device)
+            self._elsewhere[device] = Vectors(self.vectors.to(device), self.bounds.to(device), scales)
         return self._elsewhere[device]
 
     def damage(self) -> list[str]:
@@ -107,6 +111,14 @@ class Segment:
     def living_tokens(self) -> int:
         """Vectors of documents that are not deleted."""
         return self.entry.tokens if self.live is None else int(self.bounds.diff()[self.live].sum())
+
+    def decoded(self, kept: torch.Tensor) -> torch.Tensor:
+        """Vectors (T', D) fp32 of the documents that are kept (N,) bool."""
+        lengths = self.bounds.diff()
+        vectors = self.vectors[kept.repeat_interleave(lengths)].float()
+        if self.scales is None:
+            return vectors
+        return vectors * self.scales[kept].repeat_interleave(lengths[kept])[:, None]
 
     @staticmethod
     def joined(group: Sequence[Segment]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from modernbert_fast import dispatch
 from modernbert_fast.ops.encoder_layer import Weights
 
 
@@ -165,7 +166,7 @@ def maxsim(
 
 def _products(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """q (M, D), d (N, D) -> q @ d.T in fp32, as the device multiplies operands of their dtype."""
-    if q.is_cuda and q.dtype == d.dtype and q.dtype in (torch.float16, torch.bfloat16):
+    if not dispatch.host_readable(q) and q.dtype == d.dtype and q.dtype in (torch.float16, torch.bfloat16):
         return _TensorCores.apply(q, d)
     dtype = torch.promote_types(q.dtype, torch.float32)
     return q.to(dtype) @ d.to(dtype).T

@@ -1,14 +1,17 @@
-"""Random histories of an index, what must be in it after each step, and programs that hurt it: kills and fuzz.
+"""Random histories of an index, what must be in it after each step, and programs that hurt it: kills, fuzz, readers.
 
-Also commands: `python tests/retrieval/index_histories.py kills 1000`, `... fuzz 1000000`.
+Also commands: `python tests/retrieval/index_histories.py kills 1000`, `... fuzz 1000000`, `... readers 60` (seconds).
 """
 
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -19,6 +22,28 @@ from modernbert_fast.retrieval import Index, IndexWriter, files, manifest
 
 DIM = 4
 KILLED = 9
+LIES = [
+    0,
+    -1,
+    1,
+    3,
+    2**31,
+    2**70,
+    None,
+    "x",
+    "../x",
+    [],
+    {},
+    [2],
+    [0, 8],
+    1.5,
+    True,
+    "float16",
+    "int8",
+    "I8",
+    "F16",
+    "U8",
+]
 
 
 def history(seed):
@@ -175,22 +200,18 @@ def _written(folder, steps, budget):
 def fuzzed(folder, rounds, seed=0):
     """Random damage to every file of an index: reading it gives an error or an answer, never a crash. Errors met."""
     draw = random.Random(seed)
-    steps, _ = history(3)
-    with IndexWriter(folder / "good", DIM) as writer:
-        for step in steps:
-            take(writer, *step)
-    good = {path.name: path.read_bytes() for path in (folder / "good").iterdir() if path.name != "lock"}
-    bad = folder / "bad"
-    shutil.copytree(folder / "good", bad)
+    good = {dtype: _good(folder / dtype, dtype) for dtype in manifest.DTYPES}
     refused = 0
     for _ in range(rounds):
-        name = draw.choice(sorted(good))
-        if name == manifest.NAME and draw.random() < 0.5:
-            touched = {name: lying(good[name], draw)}
+        dtype = draw.choice(manifest.DTYPES)
+        files_of, bad = good[dtype], folder / dtype
+        name = draw.choice(sorted(files_of))
+        if name == manifest.NAME:
+            touched = {name: draw.choice([lying, damaged])(files_of[name], draw)}
         else:
-            touched = {name: damaged(good[name], draw)}
-            if name != manifest.NAME and draw.random() < 0.5:
-                touched[manifest.NAME] = vouching(good[manifest.NAME], name, touched[name])
+            touched = {name: draw.choice([lying_header, damaged, damaged_tensors])(files_of[name], draw)}
+            if draw.random() < 0.7:
+                touched[manifest.NAME] = vouching(files_of[manifest.NAME], name, touched[name])
         for name, data in touched.items():
             (bad / name).write_bytes(data)
         try:
@@ -202,21 +223,47 @@ def fuzzed(folder, rounds, seed=0):
         except (ValueError, FileNotFoundError):
             refused += 1
         for name in touched:
-            (bad / name).write_bytes(good[name])
+            (bad / name).write_bytes(files_of[name])
     return refused
+
+
+def _good(folder, dtype):
+    """Makes an index that has all kinds of files; their names and bytes."""
+    with IndexWriter(folder, DIM, dtype) as writer:
+        for step in history(3)[0]:
+            take(writer, *step)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 
 def lying(data, draw):
     """A manifest with a value that is not true, and a checksum that says it is."""
-    record = json.loads(data)
+    return sealed(_with_a_lie(json.loads(data), draw))
+
+
+def lying_header(data, draw):
+    """A safetensors file whose header is whole, and wrong about a tensor."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(_with_a_lie(json.loads(data[8:end]), draw)).encode()
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def damaged_tensors(data, draw):
+    """A safetensors file with bits flipped behind its header."""
+    data, end = bytearray(data), 8 + int.from_bytes(data[:8], "little")
+    for _ in range(draw.randint(1, 3)):
+        data[draw.randrange(end, len(data))] ^= 1 << draw.randrange(8)
+    return bytes(data)
+
+
+def _with_a_lie(record, draw):
     holder = record
     while True:
         key = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
         if isinstance(holder[key], dict | list) and holder[key] and draw.random() < 0.8:
             holder = holder[key]
             continue
-        holder[key] = draw.choice([0, -1, 1, 3, 2**31, 2**70, None, "x", "../x", [], {}, 1.5, True, "float16", "int8"])
-        return sealed(record)
+        holder[key] = draw.choice(LIES)
+        return record
 
 
 def vouching(data, name, content):
@@ -250,16 +297,98 @@ def damaged(data, draw):
     return bytes(data)
 
 
-def main(what, rounds):
+def endless(seed=0):
+    """Steps without end, each of them one new state, and the documents after it, oldest first: (step, state)."""
+    draw, state = random.Random(seed), {}
+    for number in itertools.count():
+        if number % 16 == 15:
+            yield ("merge", None), state
+            continue
+        if number % 4 == 3 and len(state) > 50:
+            gone = draw.sample(sorted(state), 10)
+            state = {name: document for name, document in state.items() if name not in gone}
+            yield ("delete", gone), state
+            continue
+        names = [f"{number}-{i}" for i in range(4)] + draw.sample(sorted(state), min(len(state), draw.randint(0, 2)))
+        lengths = [draw.randint(0, 5) for _ in names]
+        added = {
+            name: ([[float(draw.randint(-9, 9)) for _ in range(DIM)] for _ in range(length)], {"kind": number % 3})
+            for name, length in zip(names, lengths, strict=True)
+        }
+        state = {name: document for name, document in state.items() if name not in added} | added
+        yield ("replace", added), state
+
+
+def answer(state, query, k, where):
+    """What a search must give, to the bit, since all numbers are small integers: (id, score, attributes)."""
+    found = [
+        (name, float((query @ torch.tensor(vectors).T).amax(1).sum()), facts)
+        for name, (vectors, facts) in state.items()
+        if vectors and (where is None or facts["kind"] == where["kind"])
+    ]
+    return sorted(found, key=lambda hit: -hit[1])[:k]  # stable: equals stay in the order they were added
+
+
+def read_on(folder, seed, finished, answers):
+    """A reader: every answer is that of a state that was committed, and states never go back."""
+    torch.set_num_threads(1)
+    draw, history, index = random.Random(seed), enumerate(endless(), 1), Index(folder)
+    at, state, count, states, last = 0, {}, 0, set(), False
+    while not last:
+        last = finished.is_set()
+        index = Index(folder) if seed % 2 else index
+        index.refresh()
+        while at < index.manifest.generation:
+            at, (_, state) = next(history)
+        assert at == index.manifest.generation
+        bounds = torch.tensor([0, 1, 1 + draw.randint(1, 3)], dtype=torch.int32)
+        queries = torch.tensor([[float(draw.randint(-3, 3)) for _ in range(DIM)] for _ in range(bounds[-1])])
+        k, where = draw.choice([1, 5, 1000]), draw.choice([None, {"kind": draw.randrange(3)}])
+        for rows, hits in zip((queries[:1], queries[1:]), index.search(queries, bounds, k, where), strict=True):
+            assert [(hit.id, hit.score, hit.attributes) for hit in hits] == answer(state, rows, k, where)
+        count += 1
+        states.add(at)
+    answers.put((count, len(states), at))
+
+
+def read_and_write(folder, seconds, readers=8):
+    """One process writes while others read; answers checked, states that each reader saw, states written."""
+    context = multiprocessing.get_context("fork")
+    answers, finished, until = context.Queue(), context.Event(), time.monotonic() + seconds
+    with IndexWriter(folder, DIM) as writer:
+        group = [context.Process(target=read_on, args=(folder, seed, finished, answers)) for seed in range(readers)]
+        for process in group:
+            process.start()
+        for step, state in endless():
+            take(writer, *step)
+            assert len(writer) == len(state)
+            if time.monotonic() > until:
+                break
+        finished.set()
+        for process in group:
+            process.join()
+        assert [process.exitcode for process in group] == [0] * readers
+        counts, seen, last = zip(*(answers.get() for _ in group), strict=True)
+        assert set(last) == {writer.manifest.generation}
+    return sum(counts), seen, last[0]
+
+
+def main(what, amount):
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if what == "fuzz":
-            print(f"{rounds} damaged files, {fuzzed(Path(folder), rounds)} refused, no crash")
-        else:
-            for seed in range(rounds):
+            print(f"{amount} damaged files, {fuzzed(Path(folder), amount)} refused, no crash")
+        elif what == "readers":
+            checked, seen, states = read_and_write(Path(folder), amount)
+            print(f"{amount} s, 1 writer, {states} states; {len(seen)} readers saw {min(seen)} to {max(seen)} of them")
+            print(f"{checked} searches, every answer that of a committed state")
+        elif what == "kills":
+            for seed in range(amount):
                 killed_once(Path(folder, str(seed)), seed)
                 shutil.rmtree(Path(folder, str(seed)))
-            print(f"{rounds} kills, nothing acknowledged was lost")
+            print(f"{amount} kills, nothing acknowledged was lost")
+        else:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,7 @@ void start(Fibre& fibre, int thread) {
 }
 
 void release(Meeting& meeting) {
-  for (int thread : meeting.threads)
-    if (thread >= 0) block.fibres[thread].runnable = true;  // the others only arrived
+  for (int thread : meeting.threads) block.fibres[thread].runnable = true;
   meeting.threads.clear();
   meeting.purpose = nullptr;
 }
@@ -222,7 +221,7 @@ void run_block() {
   }
 }
 
-/// One more arrival at a barrier: of a thread that waits there, or ~thread if it does not. The last one lets all go.
+/// One more thread that waits at a barrier. The last one lets all go.
 void arrive_at(int number, int threads, int thread) {
   if (number < 0 || number >= kBarriers) fail("barrier %d does not exist", number);
   const size_t needed = threads == 0 ? block.threads : threads;
@@ -230,9 +229,7 @@ void arrive_at(int number, int threads, int thread) {
   Meeting& meeting = block.barriers[number];
   meeting.threads.push_back(thread);
   if (meeting.threads.size() < needed) return;
-  std::vector<int> met = meeting.threads;
-  for (int& other : met) other = other < 0 ? ~other : other;
-  move_clocks(met);
+  move_clocks(meeting.threads);
   release(meeting);
 }
 
@@ -303,8 +300,6 @@ void barrier(int number, int threads) {
 void warp_barrier() {
   meet("sync_warp", nullptr, [](void* const*) { move_clocks({block.running}); });
 }
-
-void arrive(int number, int threads) { arrive_at(number, threads, ~block.running); }
 
 void park(const char* purpose, const void* at) {
   self().runnable = false;

@@ -29,9 +29,6 @@ void copy_later(void* to, const void* from, int valid);
 void commit_copies();
 void wait_for_copies(int pending_groups);
 
-/// Arrives at a barrier for `threads` threads without waiting there.
-void arrive(int number, int threads);
-
 /// Waits until some other thread wakes those that wait at this address.
 void park(const char* purpose, const void* at);
 void wake(const void* at);

@@ -68,8 +68,6 @@ inline void barrier_wait(Barrier* barrier, int parity) {
   }
 }
 
-inline void arrive_threads(int barrier, int threads) { simt::arrive(barrier, threads); }
-
 template <int kRegisters>
 inline void shrink_registers() {}
 template <int kRegisters>
