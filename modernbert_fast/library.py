@@ -82,6 +82,7 @@ def _nobody_looks(args: tuple[Any, ...]) -> bool:
         and not wants_gradients()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()  # which shows ops by the names that they have there
         and _PLAIN.issuperset(map(type, args))
         and not args[0].is_meta
     )
