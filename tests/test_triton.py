@@ -26,9 +26,11 @@ interpreted = pytest.mark.skipif(not library.interprets_triton(), reason="needs 
 
 
 @pytest.mark.parametrize("op", ROWS)
-def test_first_on_a_gpu_and_never_on_a_cpu_unless_forced(op):
+def test_first_on_a_gpu_but_for_cuda_and_never_on_a_cpu_unless_forced(op):
     on_gpu = Call("cuda", frozenset({torch.bfloat16}), HEAD.get(op, 768), capability=(9, 0))
-    assert dispatch.TABLE[op][0].backend == "triton" and not ROWS[op].objections(op, on_gpu)
+    before = [row.backend for row in dispatch.TABLE[op][: dispatch.TABLE[op].index(ROWS[op])]]
+    assert before == (["cuda"] if op in ("attention", "layer_norm", "geglu") else [])
+    assert not ROWS[op].objections(op, on_gpu)
     on_cpu = on_gpu._replace(device="cpu", dtypes=frozenset({F32}), capability=None)
     assert ROWS[op].objections(op, on_cpu) == ["runs on cuda, not on cpu"]
     assert dispatch.explain(op, on_cpu)[0][1]

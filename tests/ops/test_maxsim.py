@@ -234,7 +234,7 @@ def test_skipped_tokens(backend, device, dtype):
 @pytest.mark.heavy
 @pytest.mark.rows("cpu", "triton")
 def test_random_cases(backend, device, dtype):
-    """More of the same: python tests/ops/maxsim_cases.py 10000."""
+    """More of the same: python tests/maxsim_cases.py 10000."""
     assert maxsim_cases.check(60, dtype, device) == 60
 
 

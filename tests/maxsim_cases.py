@@ -1,6 +1,6 @@
 """Random ragged queries and documents: scores against float64, by the error rule, and alone against in a batch.
 
-Also a command: `python tests/ops/maxsim_cases.py 10000`.
+Also a command: `python tests/maxsim_cases.py 10000`.
 """
 
 import sys
