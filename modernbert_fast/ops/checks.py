@@ -33,6 +33,13 @@ def integer(**tensors: torch.Tensor | None) -> None:
             raise TypeError(f"{name} must be int32 or int64, got {x.dtype}")
 
 
+def boolean(**tensors: torch.Tensor | None) -> None:
+    """Every tensor is bool; None passes."""
+    for name, x in tensors.items():
+        if x is not None and x.dtype != torch.bool:
+            raise TypeError(f"{name} must be bool, got {x.dtype}")
+
+
 def shape(name: str, x: torch.Tensor | None, *expected: int | None) -> None:
     """`x` has as many dimensions as `expected` and each size that is not None; None passes."""
     if x is None:

@@ -135,19 +135,20 @@ def maxsim_topk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k documents with the best `maxsim` of each query, best first; of equal scores the earlier document.
 
-    Nothing but the result leaves the device, and no more than 2^26 scores exist at one time. No gradients.
+    No more than 2^26 scores exist at one time. Where there are more, documents are scored a part at a time, and the two
+    bounds of each part are read from the device; else nothing is. No gradients.
 
     Args:
         q, d, cu_queries, cu_documents: as for `maxsim`.
         k: at most this many each.
-        scales: (Bd,) positive fp32 factor of each document's scores, which int8 documents need.
-        allowed: (Bd,) bool, the documents that may be found; those without tokens never are.
+        scales: (Bd,) positive floating point factor of each document's scores, which int8 documents need.
+        allowed: (Bd,) bool, the documents that may be found; those without tokens or with a score of NaN never are.
 
     Returns:
         scores (Bq, k) fp32 and documents (Bq, k) int64; -inf and -1 where there are fewer.
 
     Raises:
-        ValueError: on bounds or shapes that do not fit, or k below 1.
+        ValueError: on bounds or shapes that do not fit, or k below 1; TypeError: on dtypes other than these.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -156,8 +157,12 @@ def maxsim_topk(
         if x is not None:
             checks.shape(name, x, Bd)
             checks.same_device(q, **{name: x})
+    checks.floating(scales=scales)
+    checks.boolean(allowed=allowed)
     best = q.new_empty((max(Bq, 0), 0), dtype=torch.int64)
     at_once = max(1, _SCORES // max(Bq, 1))
+    if at_once < Bd:  # a part's bounds do not tell where the whole begins and ends
+        _check_forward(q, d, cu_queries, cu_documents, False)
     with torch.no_grad():
         for first in range(0, max(Bd, 1), at_once):
             part, bounds = d, cu_documents
@@ -166,10 +171,11 @@ def maxsim_topk(
                 start, stop = bounds[[0, -1]].tolist()
                 part, bounds = d[start:stop], bounds - start
             own = slice(first, first + at_once)
-            scores = _forward(q, part, cu_queries, bounds, False, False)[0].float()
-            scores = scores if scales is None else scores * scales[own]
+            scores = _forward(q, part, cu_queries, bounds, False, False)[0]
+            scores = (scores if scales is None else scores * scales[own]).float()
             found = bounds.diff() > 0 if allowed is None else (bounds.diff() > 0) & allowed[own]
-            best = torch.cat((best, _ranked(scores.masked_fill(~found, float("-inf")), first)), dim=1)
+            scores = scores.masked_fill(~found | scores.isnan(), float("-inf"))
+            best = torch.cat((best, _ranked(scores, first)), dim=1)
             best = best.topk(min(k, best.shape[1])).values
     high = (best >> 32).int()
     scores = (high ^ (high >> 31 & _MAGNITUDE)).view(torch.float32)
@@ -197,8 +203,7 @@ def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -
     checks.shape("mask", mask, x.shape[0])
     checks.same_device(x, cu_seqlens=cu_seqlens, mask=mask)
     checks.cu_seqlens("cu_seqlens", cu_seqlens, x.shape[0])
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, got {mask.dtype}")
+    checks.boolean(mask=mask)
     kept = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
     return unpad(x, mask.nonzero().squeeze(1)), kept[cu_seqlens.long()].int()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from modernbert_fast import untrusted
-from modernbert_fast.durable import write_json
+from modernbert_fast.durable import sync_folder, write_json
 from modernbert_fast.retrieval.index import Hit, Index
 
 _STATE = "state.json"
@@ -44,12 +44,19 @@ class Documents:
 
 
 def is_built(folder: Path, index: Index, how: object) -> bool:
-    """Whether `folder` keeps what was built of this state, in this way; if not it is to be built anew."""
+    """Whether `folder` keeps what was built of this state, in this way.
+
+    If not it is to be built anew, and from here on nothing vouches for what is there, however far that gets.
+    """
     try:
-        return untrusted.read_json(folder / _STATE) == _state(index, how)
+        if untrusted.read_json(folder / _STATE) == _state(index, how):
+            return True
     except (OSError, ValueError):
+        pass
+    if folder.exists():
         (folder / _STATE).unlink(missing_ok=True)
-        return False
+        sync_folder(folder)
+    return False
 
 
 def built(folder: Path, index: Index, how: object) -> None:

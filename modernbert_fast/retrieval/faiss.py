@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from modernbert_fast.durable import write_file
 from modernbert_fast.retrieval.approximate import Documents, built, is_built
 from modernbert_fast.retrieval.index import Hit, Index
 
@@ -20,8 +21,8 @@ class FaissIndex:
         index: one vector a document; the state it has now is searched.
         factory: which structure, as faiss.index_factory names it: "HNSW32", "IVF1024,Flat", "IVF4096,PQ64" ...
         parameters: of its searches, as "efSearch=64" or "nprobe=16"; more is slower and finds more.
-        folder: keeps what is built, and it is built anew when the index has changed; in memory alone when None. Reading
-            it is faiss's: give a folder that only you can write.
+        folder: keeps what is built, and it is built anew when the index or `factory` has changed; in memory alone when
+            None. Reading it is faiss's: give a folder that only you can write.
 
     Raises:
         ImportError: without faiss: pip install 'modernbert-fast[faiss]'.
@@ -50,7 +51,7 @@ class FaissIndex:
                 self.structure = self._built(factory)
                 if kept is not None:
                     kept.mkdir(parents=True, exist_ok=True)
-                    faiss.write_index(self.structure, str(kept / "faiss.index"))
+                    write_file(kept / "faiss.index", self._write)
                     built(kept, index, factory)
             if parameters:
                 faiss.ParameterSpace().set_index_parameters(self.structure, parameters)
@@ -81,6 +82,10 @@ class FaissIndex:
             structure.train(vectors)
         structure.add(vectors)
         return structure
+
+    def _write(self, file: BinaryIO) -> None:
+        faiss = _faiss()
+        faiss.write_index(self.structure, faiss.PyCallbackIOWriter(file.write))
 
 
 def _faiss() -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 from os import PathLike
 from pathlib import Path
 
 import torch
 
+from modernbert_fast.durable import sync_tree
 from modernbert_fast.retrieval.approximate import Documents, built, is_built
 from modernbert_fast.retrieval.index import Hit, Index
 
@@ -18,8 +20,8 @@ class FastPlaidIndex:
 
     Args:
         index: the state it has now is searched.
-        folder: keeps what is built, and it is built anew when the index has changed. Its files are fast-plaid's: give a
-            folder that only you can write.
+        folder: keeps what is built, and it is built anew when the index or `bits` has changed. Its files are
+            fast-plaid's: give a folder that only you can write.
         bits: of each element of a vector, after the nearest of its centroids is taken away.
         device: as torch names it.
 
@@ -35,11 +37,14 @@ class FastPlaidIndex:
         self.documents, kept = Documents(index), Path(folder)
         if not len(self.documents):
             raise ValueError(f"{index.folder}: there are no vectors")
-        there = is_built(kept, index, bits)
-        self._plaid = FastPlaid(str(kept / "plaid"), device=device)
+        there, files = is_built(kept, index, bits), kept / "plaid"
+        if not there and files.exists():
+            shutil.rmtree(files)  # FastPlaid reads what it finds, and a build that was interrupted is torn
+        self._plaid = FastPlaid(str(files), device=device)
         if not there:
             lengths = self.documents.bounds.diff().tolist()
             self._plaid.create(list(self.documents.vectors.split(lengths)), nbits=bits)
+            sync_tree(files)
             built(kept, index, bits)
 
     def search(

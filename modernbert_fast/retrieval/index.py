@@ -96,11 +96,12 @@ class Index:
             where: attributes that a document must have; a list means any of its values.
 
         Raises:
-            ValueError: on shapes that do not fit, queries that are not finite, or k below 1.
+            ValueError: on shapes that do not fit, queries that are not finite once rounded, or k below 1.
         """
         queries, cu_queries = self.checked(queries, cu_queries, k)
         queries, cu_queries = queries.to(self.device), cu_queries.to(self.device)
-        queries = queries.float() if dispatch.host_readable(queries) else queries.half()
+        if not dispatch.host_readable(queries):
+            queries = _rounded(queries, torch.float16)
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(cu_queries.numel() - 1)]
         for number, segment in enumerate(self.segments):
             selected = segment.selected(where)
@@ -124,12 +125,10 @@ class Index:
             raise ValueError(f"k must be at least 1, got {k}")
         if queries.dim() != 2 or queries.shape[1] != self.manifest.dim:
             raise ValueError(f"queries must be (Tq, {self.manifest.dim}), got {tuple(queries.shape)}")
-        if not bool(queries.isfinite().all()):
-            raise ValueError("queries must be finite")
         if cu_queries is None:
             cu_queries = torch.arange(queries.shape[0] + 1, dtype=torch.int32)
         checks.cu_seqlens("cu_queries", cu_queries, queries.shape[0])
-        return queries.float(), cu_queries
+        return _rounded(queries, torch.float32), cu_queries
 
     def hit(self, score: float, number: int, row: int) -> Hit:
         """The document of a row of a segment, as it is found."""
@@ -139,3 +138,11 @@ class Index:
     def verify(self) -> list[str]:
         """Reads every byte of the state; what is damaged, a sentence each, the file named."""
         return [sentence for segment in self.segments for sentence in segment.damage()]
+
+
+def _rounded(queries: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The queries in the dtype that is searched with; a number that is too large for it would score as infinite."""
+    queries = queries.to(dtype)
+    if not bool(queries.isfinite().all()):
+        raise ValueError(f"queries must be finite in {dtype}")
+    return queries

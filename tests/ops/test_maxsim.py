@@ -212,9 +212,37 @@ def test_topk(backend, device, monkeypatch, at_once):
             assert best[i].tolist() == [row[j] for j in order] + [float("-inf")] * (k - len(order))
     none = ops.maxsim_topk(q, d[:0], cu_q, cu_d[:1], 2)
     assert none[1].tolist() == [[-1, -1]] * 3
-    for wrong in ({"k": 0}, {"k": 2, "scales": scales[1:]}, {"k": 2, "allowed": allowed[:, None]}):
-        with pytest.raises(ValueError):
-            ops.maxsim_topk(q, d, cu_q, cu_d, **wrong)
+    exact = ops.maxsim_topk(q, d, cu_q, cu_d, 4, scales=scales)
+    for got, expected in zip(ops.maxsim_topk(q, d, cu_q, cu_d, 4, scales=scales.double()), exact, strict=True):
+        assert_same_bits(got, expected)
+    for error, wrong in (
+        (ValueError, {"k": 0}),
+        (ValueError, {"scales": scales[1:]}),
+        (ValueError, {"allowed": allowed[:, None]}),
+        (TypeError, {"scales": scales.int()}),
+        (TypeError, {"allowed": allowed.int()}),
+    ):
+        with pytest.raises(error):
+            ops.maxsim_topk(q, d, cu_q, cu_d, **{"k": 2, **wrong})
+
+
+@pytest.mark.parametrize("at_once", [2**26, 2])
+def test_topk_never_finds_nan(backend, device, monkeypatch, at_once):
+    """A document whose score is NaN takes no place, whatever the sign of its NaN."""
+    monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", at_once)
+    d = torch.tensor([[1.0], [float("nan")], [3.0], [-float("nan")], [2.0]], device=device)
+    one = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    bounds = torch.arange(6, dtype=torch.int32, device=device)
+    scores, documents = ops.maxsim_topk(torch.ones(1, 1, device=device), d, one, bounds, 4)
+    assert documents.tolist() == [[2, 4, 0, -1]] and scores.tolist() == [[3.0, 2.0, 1.0, float("-inf")]]
+
+
+def test_topk_refuses_bounds(backend, device, monkeypatch):
+    """Of all documents, where they are scored a part at a time."""
+    monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", 2)
+    problem = problems.maxsim((3, 7), (4, 2, 1, 3), 8, torch.float32, device)
+    q, d, cu_queries, _ = problem.inputs().values()
+    checks.check_refuses_bounds(lambda bounds: ops.maxsim_topk(q, d, cu_queries, bounds, 2), 10, problem)
 
 
 def test_skipped_tokens(backend, device, dtype):

@@ -1,12 +1,16 @@
 """The adapters to faiss and fast-plaid: what they find, and what they keep."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from modernbert_fast.retrieval import Index, IndexWriter
 from modernbert_fast.retrieval import faiss as faiss_adapter
+from modernbert_fast.retrieval import fast_plaid as fast_plaid_adapter
 from modernbert_fast.retrieval.fast_plaid import FastPlaidIndex
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,6 +89,32 @@ def test_faiss_keeps_what_it_built_until_the_index_changes(tmp_path, monkeypatch
         faiss_adapter.FaissIndex(index, folder=kept)
 
 
+@pytest.mark.parametrize("cut", ["write", "state"])
+def test_faiss_interrupted_while_it_builds_anew(tmp_path, monkeypatch, cut):
+    """What was there before is whole or vouched for by nothing: neither torn nor of another factory."""
+    faiss = pytest.importorskip("faiss")
+    index, kept = fill(tmp_path / "index", [1] * 50), tmp_path / "kept"
+    flat = faiss_adapter.FaissIndex(index, "Flat", folder=kept)
+
+    before, write = (kept / "faiss.index").read_bytes(), faiss.write_index
+
+    def interrupted(*arguments):
+        if cut == "write":
+            write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((faiss, "write_index") if cut == "write" else (faiss_adapter, "built")), interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            faiss_adapter.FaissIndex(index, "HNSW16", folder=kept)
+    if cut == "write":
+        assert [path.name for path in kept.iterdir()] == ["faiss.index"]
+        assert (kept / "faiss.index").read_bytes() == before
+    again = faiss_adapter.FaissIndex(index, "Flat", folder=kept)
+    assert type(again.structure) is type(flat.structure)
+    assert again.search(about(3, 1)) == flat.search(about(3, 1))
+
+
 def test_faiss_refuses(tmp_path):
     index = fill(tmp_path / "one", [1] * 20)
     with pytest.raises(ValueError, match="many vectors"):
@@ -113,6 +143,34 @@ def test_fast_plaid_finds_what_an_exact_search_finds(tmp_path):
     assert FastPlaidIndex(index, tmp_path / "kept").search(about(4, 1), bounds[:2])[0][0].id == "best"
     with pytest.raises(ValueError, match="cu_queries"):
         FastPlaidIndex(index, tmp_path / "kept").search(about(4, 1), bounds)
+
+
+def test_fast_plaid_interrupted_while_it_builds_anew(tmp_path, monkeypatch):
+    """Nothing vouches for what it left, and the next build starts from an empty folder; fast-plaid is stood in for."""
+    builds = []
+
+    class FastPlaid:
+        def __init__(self, folder, device):
+            self.file = Path(folder) / "bits"
+
+        def create(self, vectors, nbits):
+            assert not self.file.exists()
+            self.file.parent.mkdir(parents=True)
+            self.file.write_text(str(nbits))
+            builds.append(nbits)
+            if len(builds) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(fast_plaid_adapter, "_fits_torch", lambda: None)
+    monkeypatch.setitem(sys.modules, "fast_plaid", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "fast_plaid.search", SimpleNamespace(FastPlaid=FastPlaid))
+    index, kept = fill(tmp_path / "index", [1, 2, 3]), tmp_path / "kept"
+    FastPlaidIndex(index, kept, bits=4)
+    FastPlaidIndex(index, kept, bits=4)
+    with pytest.raises(KeyboardInterrupt):
+        FastPlaidIndex(index, kept, bits=2)
+    FastPlaidIndex(index, kept, bits=4)
+    assert builds == [4, 2, 4] and (kept / "plaid" / "bits").read_text() == "4"
 
 
 def test_fast_plaid_for_another_torch_is_refused(tmp_path, monkeypatch):

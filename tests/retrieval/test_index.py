@@ -365,3 +365,16 @@ def test_bad_requests(tmp_path):
     with pytest.raises(ValueError, match="cu_queries"):
         index.search(torch.ones(1, 2), torch.tensor([0, 5], dtype=torch.int32))
     assert index.search(torch.ones(1, 2))[0][0].id == "a"
+
+
+def test_queries_too_large_for_the_device_are_refused(tmp_path, monkeypatch):
+    """As a GPU rounds them: finite before, not after."""
+    fill(tmp_path / "index")
+    index, query = Index(tmp_path / "index"), torch.full((1, D), 70000.0)
+    assert index.search(query)
+    with pytest.raises(ValueError, match="finite in torch.float32"):
+        index.search(torch.full((1, D), 1e300, dtype=torch.float64))
+    monkeypatch.setattr("modernbert_fast.dispatch.host_readable", lambda x: False)
+    with pytest.raises(ValueError, match="finite in torch.float16"):
+        index.search(query)
+    assert index.search(query / 2)
