@@ -57,9 +57,9 @@ def truth_of(problem: Problem, inputs: Tensors) -> Tensors:
 def check_accuracy(problem: Problem, layout: str = "contiguous", least_draws: int = 1) -> None:
     """Results and gradients keep the error rule, on guarded inputs in `layout`; nothing around them is written.
 
-    Plain torch may choose its products by the layout of what it gets: the yardstick is the further from the truth of what
-    it makes of the inputs as they are and in `layout`. Its attention has them as they are alone: on a GPU it is lost
-    where rows are not aligned to 16 bytes.
+    Plain torch may choose its products by the layout of what it gets: the yardstick is the further from the truth of
+    what it makes of the inputs as they are and in `layout`. Its attention has them as they are alone: on a GPU it is
+    lost where rows are not aligned to 16 bytes.
     """
     rounds: list[tuple[Tensors, Tensors, Tensors]] = []
     while len(rounds) < (max(_draws(rounds[0][0], problem.grads), least_draws) if rounds else 1):
