@@ -69,11 +69,11 @@ def check_accuracy(problem: Problem, layout: str = "contiguous", least_draws: in
         got = evaluate(problem.run, dressed, problem.grads, layout)
         for name, guard in guards.items():
             guard.check(name)
-        truth, plain = truth_of(problem, inputs), evaluate(problem.plain, inputs, problem.grads)
+        true, plain = truth_of(problem, inputs), evaluate(problem.plain, inputs, problem.grads)
         if problem.op != "attention":
             dressed_plain = evaluate(problem.plain, dressed, problem.grads, layout)
-            plain = {name: _further(x, dressed_plain[name], truth[name]) for name, x in plain.items()}
-        rounds.append((got, plain, truth))
+            plain = {name: _further(x, dressed_plain[name], true[name]) for name, x in plain.items()}
+        rounds.append((got, plain, true))
     for name in rounds[0][0]:
         all_draws = [torch.cat([r[name].flatten() for r in way]) for way in zip(*rounds, strict=True)]
         got_all, same_dtype, truth = all_draws
