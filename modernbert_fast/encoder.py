@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from modernbert_fast import modules, ops
+from modernbert_fast import modules, one_call, ops
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig, inv_freq
 from modernbert_fast.geometry import Geometry
 from modernbert_fast.ops.encoder_layer import one_call_serves
-from modernbert_fast.watch import Watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,44 +185,6 @@ def layer(
     return (x, residual) if defer else residual + x
 
 
-class Layer(NamedTuple):
-    """What a layer that is one call takes besides its input and the batch."""
-
-    weights: ops.Weights
-    head_dim: int
-    kind: str  # of its attention
-
-
-def weights_of_layers(model: Any, x: torch.Tensor) -> list[Layer] | None:
-    """The layers if each may be one call on input of the dtype and device of x; None if one may not."""
-    layers = []
-    for i, block in enumerate(model.layers):
-        weights = modules.layer_weights(block, x, x if i else None) if modules.is_untouched(block) else None
-        if weights is None:
-            return None
-        layers.append(Layer(weights, block.attn.head_dim, block.attention_type))
-    return layers
-
-
-class _Known(NamedTuple):
-    watch: Watch
-    dtype: torch.dtype
-    layers: list[Layer] | None
-
-
-_known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
-
-
-def _one_calls(model: Any, x: torch.Tensor) -> list[Layer] | None:
-    """As weights_of_layers, which is asked again only once the model is no longer what it was."""
-    if not one_call_serves(x, None, model.layers[0].attn.head_dim) or torch.is_autocast_enabled(x.device.type):
-        return None
-    known = _known.get(model)
-    if known is None or known.dtype != x.dtype or not known.watch.sees_the_same(model):
-        _known[model] = known = _Known(Watch(model), x.dtype, weights_of_layers(model, x))
-    return known.layers
-
-
 def encode(
     model: Any,
     packed: Packed,
@@ -244,7 +204,7 @@ def encode(
         (T, C) after the final norm.
     """
     x, residual = model.embeddings(ids, inputs_embeds), None
-    one_calls = _one_calls(model, x) if states is None else None
+    one_calls = one_call.layers(model, x) if states is None else None
     for weights, head_dim, kind in one_calls or ():
         geometry = packed.kinds[kind].geometry(packed.batch, head_dim)
         x, residual = ops.encoder_layer(x, residual, weights, head_dim, geometry)

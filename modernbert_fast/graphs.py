@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from modernbert_fast import dispatch, encoder, library, modules, watch
+from modernbert_fast import dispatch, encoder, library, modules, one_call, watch
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.ops import checks, padding
@@ -315,5 +315,5 @@ def _is_plain(model: Any) -> bool:
         and modules.is_plain(embeddings.norm, nn.LayerNorm)
         and modules.is_idle(embeddings.drop)
         and modules.is_plain(model.final_norm, nn.LayerNorm)
-        and encoder.weights_of_layers(model, x) is not None
+        and one_call.weights_of_layers(model, x) is not None
     )

@@ -7,6 +7,7 @@ the class it inherits from, and says so.
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from modernbert_fast.dispatch import host_readable
 from modernbert_fast.ops import checks
 
 logger = logging.getLogger("modernbert_fast")
+# Why the calls of this thread or task take the stock path for now, whatever the model.
+stock_path: ContextVar[tuple[str, ...]] = ContextVar("stock_path", default=())
 
 
 def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any], *more: str) -> list[str]:
@@ -27,7 +30,7 @@ def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any], *more: s
     settings, config = getattr(model, "modernbert_fast_settings", None), model.config
     if settings is None:
         return ["an instance of an accelerated class that was never accelerated itself"]
-    why = [*settings.static, *more]
+    why = [*settings.static, *stock_path.get(), *more]
     if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
         why.append("attention probabilities are returned only by the stock path")
     if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() != 2):

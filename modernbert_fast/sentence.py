@@ -97,7 +97,7 @@ class SparseEncoder(stock.SparseEncoder):
         if pooling.pooling_strategy != "max" or (batch := _packed(input)) is None:
             return super().forward(input, **kwargs)
         logits = transformer(_flat(batch.unpad(input["input_ids"]), batch))["token_embeddings"][0]
-        largest = torch.stack([text.amax(dim=0) for text in logits.split(batch.cu_seqlens.diff().tolist())])
+        largest = torch.stack([text.max(dim=0).values for text in logits.split(batch.cu_seqlens.diff().tolist())])
         weights = largest.relu().log1p()
         if pooling.activation_function == "log1p_relu":
             weights = weights.log1p()
@@ -113,9 +113,9 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         word = _parts(self)[0]
-        if _EXPANSION not in input or word.query_expansion["attend"] or (encoder := _encoder(self)) is None:
+        if _EXPANSION not in input or word.query_expansion["attend"] or _encoder(self) is None:
             return super().forward(input, **kwargs)
-        with _stock_path(encoder, _UNSEEN):  # the vectors of those tokens count, and packed rows have none
+        with _stock_path(_UNSEEN):  # the vectors of those tokens count, and packed rows have none
             return super().forward(input, **kwargs)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,6 +150,7 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
         word, *rest = _parts(self)
         unseen = task == "query" and (getattr(word, "query_expansion", None) or {}).get("attend") is False
         elsewhere = getattr(self, "_distributed_inference", None) is not None or self._compiled_call_impl is not None
+        elsewhere = elsewhere or getattr(self, "_placement_is_delegated", False)
         if unseen or elsewhere or not modules.is_untouched(self) or _encoder(self) is None:
             return None
         dense: list[Any] = []
@@ -204,15 +205,13 @@ def _moved(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _stock_path(encoder: Any, reason: str) -> Iterator[None]:
-    """Within the block the encoder takes transformers' own forward, and says why once."""
-    settings = encoder.modernbert_fast_settings
-    former = settings.static
-    settings.static = (*former, reason)
+def _stock_path(reason: str) -> Iterator[None]:
+    """Within the block this thread's calls take transformers' own forward, and say why once."""
+    token = hf_encoder.stock_path.set((reason,))
     try:
         yield
     finally:
-        settings.static = former
+        hf_encoder.stock_path.reset(token)
 
 
 CLASSES: dict[type, type] = {

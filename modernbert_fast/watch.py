@@ -43,7 +43,7 @@ class Watch:
         state += itertools.chain.from_iterable(self._hooks)
         for parameter in itertools.chain.from_iterable(map(dict.values, self._parameters)):
             if type(parameter) is nn.Parameter:
-                state += (parameter.data_ptr(), parameter.dtype)
+                state += (parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride())
             else:
                 state += (type(parameter), id(parameter))
         return state

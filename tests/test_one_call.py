@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import modernbert_fast as mf
-from modernbert_fast import dispatch, encoder, library, ops
+from modernbert_fast import dispatch, library, one_call, ops
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -107,18 +107,19 @@ def test_a_hook_that_comes_later_runs(model, calls, part):
         lambda model: setattr(model.layers[1].mlp_norm, "eps", 1.0),
         lambda model: setattr(model.layers[1].mlp.Wi, "weight", nn.Parameter(torch.ones(96, 32))),
         lambda model: model.layers[1].attn_norm.weight.data.mul_(2),
+        lambda model: setattr(model.layers[1].attn.Wo, "weight", nn.Parameter(model.layers[1].attn.Wo.weight.data.t())),
         lambda model: replace(model, "layers.1.mlp.Wi", Doubled),
         lambda model: model.layers[1].config.__dict__.update(hidden_activation="relu"),
         lambda model: model.double(),
     ],
-    ids=["eps", "weight", "in place", "module", "activation", "dtype"],
+    ids=["eps", "weight", "in place", "same memory", "module", "activation", "dtype"],
 )
 def test_a_change_between_calls_is_seen(model, change):
     with torch.no_grad():
         model(BATCH)
         change(model)
         again = model(BATCH)
-        encoder._known.pop(model, None)  # what was found anew
+        one_call._known.pop(model, None)  # what was found anew
         assert torch.equal(again, model(BATCH))
 
 
@@ -127,7 +128,7 @@ def test_a_model_that_is_gone_is_forgotten():
         model = build()
         with torch.no_grad():
             model(BATCH)
-        assert model in encoder._known and copy.deepcopy(model) not in encoder._known
+        assert model in one_call._known and copy.deepcopy(model) not in one_call._known
         return weakref.ref(model), weakref.ref(model.layers[0])
 
     gone = use()

@@ -1,5 +1,7 @@
 // Layer norm alone, with the residual add, with the embedding gather. Reference:
 // modernbert_fast/reference/layer_norm.py
+//
+// More than 400 lines: forward and backward share how a row lies in the registers of a warp.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

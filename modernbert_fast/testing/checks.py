@@ -57,9 +57,9 @@ def truth_of(problem: Problem, inputs: Tensors) -> Tensors:
 def check_accuracy(problem: Problem, layout: str = "contiguous", least_draws: int = 1) -> None:
     """Results and gradients keep the error rule, on guarded inputs in `layout`; nothing around them is written.
 
-    Plain torch may choose its products by the layout of what it gets: the yardstick is the further from the truth of what
-    it makes of the inputs as they are and in `layout`. Its attention has them as they are alone: on a GPU it is lost
-    where rows are not aligned to 16 bytes.
+    Plain torch may choose its products by the layout of what it gets: the yardstick is the further from the truth of
+    what it makes of the inputs as they are and in `layout`. Its attention has them as they are alone: on a GPU it is
+    lost where rows are not aligned to 16 bytes.
     """
     rounds: list[tuple[Tensors, Tensors, Tensors]] = []
     while len(rounds) < (max(_draws(rounds[0][0], problem.grads), least_draws) if rounds else 1):
@@ -69,11 +69,11 @@ def check_accuracy(problem: Problem, layout: str = "contiguous", least_draws: in
         got = evaluate(problem.run, dressed, problem.grads, layout)
         for name, guard in guards.items():
             guard.check(name)
-        truth, plain = truth_of(problem, inputs), evaluate(problem.plain, inputs, problem.grads)
+        true, plain = truth_of(problem, inputs), evaluate(problem.plain, inputs, problem.grads)
         if problem.op != "attention":
             dressed_plain = evaluate(problem.plain, dressed, problem.grads, layout)
-            plain = {name: _further(x, dressed_plain[name], truth[name]) for name, x in plain.items()}
-        rounds.append((got, plain, truth))
+            plain = {name: _further(x, dressed_plain[name], true[name]) for name, x in plain.items()}
+        rounds.append((got, plain, true))
     for name in rounds[0][0]:
         all_draws = [torch.cat([r[name].flatten() for r in way]) for way in zip(*rounds, strict=True)]
         got_all, same_dtype, truth = all_draws
