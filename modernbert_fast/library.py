@@ -214,6 +214,28 @@ def isa() -> str:
     return "none" if _load_shared("_ops_cpu") else getattr(torch.ops, NATIVE_NAMESPACE).cpu_isa()
 
 
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What the bits of the ops depend on, of a device and what is installed for it: JSON values.
+
+    On a GPU the CPU beside it is left out, as no op runs there.
+    """
+    if device.type != "cuda":
+        return {"device": device.type, "isa": isa()}
+    try:
+        import triton
+    except ImportError:
+        triton = None
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": device.type,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,  # torch's matrix products are chosen by their number too
+        "sm": os.environ.get("MODERNBERT_FAST_SM", ""),
+        "cuda ops": not _load_shared("_ops_cuda"),
+        "triton": triton.__version__ if triton else "",
+    }
+
+
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """Instruction sets of this CPU that matter here, by the names of /proc/cpuinfo (avx2, amx_bf16 ...)."""

@@ -45,7 +45,7 @@ def _read_txt(path: Path, field: str) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -58,7 +58,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
 
 def _read_csv(path: Path, field: str) -> Iterator[str]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses texts over 128 KiB
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         if field not in (rows.fieldnames or ()):
             raise ValueError(f"{path}: no column {field!r} among {rows.fieldnames}")

@@ -8,14 +8,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from encode_runs import encode, finished, short_texts, write_texts
 
+from modernbert_fast import library
+from modernbert_fast.commands.encode import shares
+from modernbert_fast.commands.ranks import Ranks
 from modernbert_fast.commands.stages import Times, ahead, behind
+from modernbert_fast.texts import read_texts
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
@@ -198,9 +204,81 @@ def test_the_ranks_of_torchrun_make_the_bits_of_one_process(tiny_checkpoint: Pat
     assert sorted(halves) == ["348/348", "352/352"]
 
 
-def test_the_stages_take_what_is_printed(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_process_does_not_trust_its_own_view_of_the_folder(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two processes, one after the other here; the second sees the shards of the first, which saw none."""
+    source, output = write_texts(tmp_path / "texts.txt", ["a", "b", "c", "d"]), tmp_path / "out.npy"
+    options = ["--model", tiny_checkpoint, "--shard", 1]
+
+    def run(rank: int) -> int:
+        ranks = SimpleNamespace(
+            rank=rank, world=2, first=rank == 0, sum=int, from_first=lambda none: [False] * len(none)
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr("modernbert_fast.commands.encode.joined", lambda: nullcontext(ranks))
+            return encode(source, output, *options)
+
+    assert run(1) == 2
+    assert "all processes must write to the same folder" in capsys.readouterr().err
+    assert run(0) == 2
+    assert "00000001.npy is missing; run again with --resume" in capsys.readouterr().err
+    assert run(1) == 0
+    assert len(finished(tmp_path / "out.npy.parts")) == 4
+    assert encode(source, output, *options, "--resume") == 0
+    assert read_rows(output).shape == (4, 64)
+
+
+@pytest.mark.parametrize("gpus", ["-1", "nan", "inf", "1.5"])
+def test_gpus_that_ray_cannot_give(tmp_path: Path, capsys: pytest.CaptureFixture[str], gpus: str) -> None:
+    with pytest.raises(SystemExit):
+        encode(tmp_path / "texts.txt", tmp_path / "out.npy", "--model", tmp_path, "--ray", "local", f"--gpus={gpus}")
+    assert f"{gpus} is neither 0 to 1 nor a whole number" in capsys.readouterr().err
+
+
+def test_ray_is_refused_where_it_cannot_be(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_texts(tmp_path / "texts.txt", ["x"])
+    assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--ray", "") == 2
+    assert "--ray needs an address" in capsys.readouterr().err
+    monkeypatch.setattr("modernbert_fast.commands.encode.joined", lambda: nullcontext(Ranks(1, 2)))
+    assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--ray", "local") == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
+def test_the_identity_of_a_gpu_leaves_out_the_cpu_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    gpu, cpu = (library.device_facts(torch.device(name)) for name in ("cuda", "cpu"))
+    assert "isa" in cpu and "isa" not in gpu and "triton" in gpu
+    for change in (
+        lambda: monkeypatch.setenv("MODERNBERT_FAST_SM", "80"),
+        lambda: setattr(properties, "minor", 1),
+        lambda: setattr(properties, "multi_processor_count", 114),
+        lambda: monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="0")),
+    ):
+        former, _ = gpu, change()
+        assert (gpu := library.device_facts(torch.device("cuda"))) != former
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "text\nx\n"), ("a.jsonl", '{"text": "x"}\n')])
+def test_a_byte_order_mark_is_no_part_of_the_texts(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert list(read_texts(tmp_path / name)) == ["x"]
+
+
+def test_shares_of_the_time() -> None:
+    seconds = {"reading": 1.0, "tokenisation": 3.0, "model": 8.0, "waiting": 1.0, "writing": 2.0}
+    assert shares(seconds, 10.0) == (
+        "share of the time: reading 10.0%, tokenisation 30.0%, model 80.0%, writing 20.0%; "
+        "75.0% of reading and tokenisation was hidden behind the model"
+    )
+    assert "reading 5.0%, tokenisation 15.0%, model 40.0%, writing 20.0%; 75.0%" in shares(seconds, 10.0, models=2)
+    assert "; 0.0% of reading" in shares({**seconds, "waiting": 5.0}, 10.0)
+
+
+def test_the_shares_are_printed(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_texts(tmp_path / "texts.txt", short_texts(200))
     assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--shard", 50) == 0
     line = capsys.readouterr().out.splitlines()[-1]
@@ -210,7 +288,7 @@ def test_the_stages_take_what_is_printed(
         line,
     )
     assert found is not None, line
-    assert all(0 <= float(share) <= 100 for share in found.groups())
+    assert float(found[3]) > 0
 
 
 def test_tokenisation_runs_ahead_of_the_model_but_not_far() -> None:

@@ -13,6 +13,7 @@ import pytest
 from encode_runs import encode, finished, short_texts, write_texts
 
 from modernbert_fast.commands import CommandError
+from modernbert_fast.commands import cluster as cluster_command
 from modernbert_fast.commands.store import Store
 
 ray = pytest.importorskip("ray", reason="needs Ray")
@@ -99,11 +100,21 @@ def test_a_stopped_run_is_finished_on_the_cluster(tiny_checkpoint, tmp_path, cap
 
 def test_an_actor_that_would_make_other_vectors_refuses(tiny_checkpoint, tmp_path, capsys, monkeypatch):
     source = write_texts(tmp_path / "texts.txt", ["a", "b"])
-    monkeypatch.setenv("MODERNBERT_FAST_BACKEND", "reference")  # here, not in the actors
+    monkeypatch.setattr(cluster_command, "survey", lambda args: ({"backend": "another"}, 64))
     assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--ray", "local") == 2
     assert "an actor would make other vectors" in (error := capsys.readouterr().err)
     assert "backend" in error
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_the_machine_that_starts_it_needs_not_compute_as_the_actors(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    source = write_texts(tmp_path / "texts.txt", ["a", "b"])
+    options = ["--model", tiny_checkpoint]
+    with monkeypatch.context() as patch:
+        patch.setenv("MODERNBERT_FAST_BACKEND", "reference")  # here, not in the actors: as on another device
+        assert encode(source, tmp_path / "out.npy", *options, "--ray", "local") == 0
+    assert encode(source, tmp_path / "out.npy", *options, "--resume") == 0, "what the actors are is written down"
+    assert "complete already" in capsys.readouterr().out
 
 
 def test_the_example(one_thread):

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,34 @@ CALL = 8  # shards that an actor is given at once: inside, all but the first are
 Columns = dict[str, Any]
 
 
+def survey(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Connects, and asks where an actor could run for the identity of the model there and the width of its vectors.
+
+    The machine of this process may have no such device.
+
+    Raises:
+        CommandError: no such cluster, or no model can be loaded there.
+    """
+    ray = require("ray", "ray")
+    _connect(ray, args)
+    # One call a worker: its model must not stay in the memory that an actor needs.
+    task = ray.remote(num_cpus=args.threads or 1, num_gpus=args.gpus, max_calls=1)(_survey)
+    with _refusals(ray, args):
+        return ray.get(task.remote(args))
+
+
 def stream(
-    args: argparse.Namespace, wanted: set[int], rows: int, embedder: Embedder, times: Times
+    args: argparse.Namespace, wanted: set[int], rows: int, identity: dict[str, Any], times: Times
 ) -> Iterator[Embedded]:
     """Embeds the wanted shards in any order; what an actor that died had in hand is done again.
 
     Args:
-        embedder: the one here; an actor whose own would make other vectors refuses to work.
+        identity: what `survey` found; an actor that would make other vectors refuses to work.
 
     Raises:
-        CommandError: no such cluster, or an actor cannot do the work.
+        CommandError: an actor cannot do the work.
     """
     ray, data = require("ray", "ray"), require("ray.data", "ray")
-    _connect(ray, args)
     context = data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block for each shard, or the first would wait for 128 MiB of texts
     context.enable_progress_bars = False
@@ -45,20 +61,27 @@ def stream(
         )
         embedded = shards.map_batches(
             _Actor,
-            fn_constructor_args=(args, embedder.identity()),
+            fn_constructor_args=(args, identity),
             batch_size=CALL,
             compute=data.ActorPoolStrategy(size=args.actors),
             num_cpus=args.threads or 1,
             num_gpus=args.gpus,
         )
-        try:
+        with _refusals(ray, args):
             for row in embedded.iter_rows():
                 for stage, seconds in zip(row["stages"], row["seconds"], strict=True):
                     times.seconds[stage] += seconds
-                vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, embedder.width)
+                vectors = np.frombuffer(row["vectors"], np.float32).reshape(row["texts"], -1)
                 yield Embedded(row["number"], vectors, row["tokens"])
-        except ray.exceptions.RayError as error:
-            raise CommandError(f"--ray {args.ray}: {str(error).strip().splitlines()[-1]}") from error
+
+
+@contextmanager
+def _refusals(ray: Any, args: argparse.Namespace) -> Iterator[None]:
+    """The last line of what Ray raises, as a CommandError."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise CommandError(f"--ray {args.ray}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _connect(ray: Any, args: argparse.Namespace) -> None:
@@ -71,6 +94,11 @@ def _connect(ray: Any, args: argparse.Namespace) -> None:
         ray.init(args.ray, log_to_driver=False, logging_level="warning", **own)
     except (ConnectionError, ValueError) as error:
         raise CommandError(f"--ray {args.ray}: {error}") from error
+
+
+def _survey(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    embedder = Embedder(args, choose_device(args))
+    return embedder.identity(), embedder.width
 
 
 def _read(batch: Columns, args: argparse.Namespace, rows: int, wanted: set[int]) -> Iterator[Columns]:
@@ -87,7 +115,7 @@ class _Actor:
         own = self.embedder.identity()
         if differing := [key for key in identity if own[key] != identity[key]]:
             facts = "; ".join(f"{key}: {own[key]}, not {identity[key]}" for key in differing)
-            raise CommandError(f"an actor would make other vectors than this process ({facts})")
+            raise CommandError(f"an actor would make other vectors than another ({facts})")
 
     def __call__(self, batch: Columns) -> Columns:
         shards: Iterable[Shard] = map(
@@ -99,6 +127,7 @@ class _Actor:
         return {
             "number": list(numbers),
             "tokens": list(tokens),
+            "texts": [len(rows) for rows in vectors],
             "vectors": [rows.tobytes() for rows in vectors],
             "stages": [list(times.seconds)] * count,
             "seconds": [[spent / count for spent in times.seconds.values()]] * count,

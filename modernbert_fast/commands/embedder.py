@@ -35,7 +35,7 @@ class Embedded(NamedTuple):
 class Embedder:
     """A model and its tokenizer, as the options of `encode` ask.
 
-    The vectors of some texts depend on these texts and on `identity()` alone, not on who computes them.
+    The vectors of some texts depend on these texts and on `identity()` alone, not on which process computes them.
 
     Raises:
         CommandError: a checkpoint that cannot be loaded, or a --max-length beyond it.
@@ -107,8 +107,7 @@ class Embedder:
             "weights": weights_hash(self.model),
             "tokenizer": _digest([self.tokenizer.to_str().encode()]),
             "dtype": str(next(self.model.parameters()).dtype),
-            "device": self.device.type,
-            "isa": library.isa(),
+            **library.device_facts(self.device),
             "backend": os.environ.get("MODERNBERT_FAST_BACKEND", ""),
             "versions": [__version__, torch.__version__],
         }

@@ -5,13 +5,15 @@ Under torchrun the processes share the texts; with --ray the actors of a Ray clu
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from modernbert_fast.commands import CommandError
 from modernbert_fast.commands.embedder import Embedded, Embedder
-from modernbert_fast.commands.models import DTYPES, add_device_arguments, choose_device, positive
+from modernbert_fast.commands.models import DTYPES, add_device_arguments, choose_device, gpus, positive
 from modernbert_fast.commands.progress import Progress
 from modernbert_fast.commands.ranks import joined
 from modernbert_fast.commands.stages import Times, behind
@@ -22,6 +24,8 @@ from modernbert_fast.texts import READERS, content_hash
 help = "embed the texts of a file"
 STAGES = ("reading", "tokenisation", "model", "writing")
 WRITES = 4  # shards that may wait for the disk
+
+Stream = Callable[[set[int], Times], Iterator[Embedded]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,48 +47,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and activations (default: as stored)")
     parser.add_argument("--ray", metavar="ADDRESS", help="embed on a Ray cluster: its address, auto, or local")
     parser.add_argument("--actors", type=positive, default=2, help="models on the cluster (default: %(default)s)")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each (default: %(default)s)")
+    parser.add_argument("--gpus", type=gpus, default=0, help="GPUs of each (default: %(default)s, they run on the CPU)")
     add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     with joined() as ranks:
-        device = choose_device(args)
+        if args.ray == "":
+            raise CommandError("--ray needs an address: auto, local, or that of a cluster")
+        if args.ray is not None and ranks.world > 1:
+            raise CommandError("--ray shares the texts itself: start it once, without torchrun")
         # Read once for nothing but this: a bad row is found before hours of work, not after.
         rows = sum(1 for _ in read_texts(args.input, args.field))
-        embedder = Embedder(args, device)
+        identity, width, stream = load(args, rows)
         source = {"input": content_hash(args.input), "rows": rows, "field": args.field, "shard": args.shard}
-        store = Store(args.output, {**source, **embedder.identity()})
+        store = Store(args.output, {**source, **identity})
+        # The first process looks at the disk for all: on shared storage each may see another state of it.
         complete = ranks.first and store.open(resume=args.resume, overwrite=args.overwrite)
-        ranks.wait()
-        if complete or (not ranks.first and store.open(resume=True, overwrite=False)):
+        [complete] = ranks.from_first([complete])
+        if not ranks.first:
+            store.join()
+        if complete:
             if ranks.first:
                 print(f"{args.output} is complete already: {rows} rows")
             return 0
         shards = -(-rows // args.shard)
-        missing = [shard for shard in range(shards) if not store.has(shard)]
-        ranks.wait()  # or what one has written meanwhile would not be missing to another
+        there = ranks.from_first([ranks.first and store.has(shard) for shard in range(shards)])
+        missing = [shard for shard in range(shards) if not there[shard]]
         start, times = time.perf_counter(), Times()
         wanted = set(missing[ranks.rank :: ranks.world])
-        tokens = ranks.sum(embed(args, wanted, rows, embedder, store, times))
+        tokens = ranks.sum(embed(args, wanted, rows, stream(wanted, times), store, times))
         if ranks.first:
             with times.of("writing"):
-                store.finish(shards, (rows, embedder.width), np.dtype(np.float32))
+                store.finish(shards, (rows, width), np.dtype(np.float32))
             elapsed = time.perf_counter() - start
-            print(f"{args.output}: {rows} rows of {embedder.width}; {tokens} tokens in {elapsed:.1f} s now")
+            print(f"{args.output}: {rows} rows of {width}; {tokens} tokens in {elapsed:.1f} s now")
             if tokens:
-                print(shares(times.seconds, elapsed, args.actors if args.ray else 1))
+                print(shares(times.seconds, elapsed, 1 if args.ray is None else args.actors))
     return 0
 
 
-def embed(args: argparse.Namespace, wanted: set[int], rows: int, embedder: Embedder, store: Store, times: Times) -> int:
-    """Puts the wanted shards into the store, and returns how many tokens they have."""
-    if args.ray:
+def load(args: argparse.Namespace, rows: int) -> tuple[dict[str, Any], int, Stream]:
+    """The model, here or on a cluster: its identity, the width of its vectors, and what embeds wanted shards."""
+    if args.ray is not None:
         from modernbert_fast.commands import cluster
 
-        embedded = cluster.stream(args, wanted, rows, embedder, times)
-    else:
-        embedded = embedder.stream(read_shards(args.input, args.field, args.shard, rows, wanted), times)
+        identity, width = cluster.survey(args)
+        return identity, width, lambda wanted, times: cluster.stream(args, wanted, rows, identity, times)
+    embedder = Embedder(args, choose_device(args))
+
+    def stream(wanted: set[int], times: Times) -> Iterator[Embedded]:
+        return embedder.stream(read_shards(args.input, args.field, args.shard, rows, wanted), times)
+
+    return embedder.identity(), embedder.width, stream
+
+
+def embed(
+    args: argparse.Namespace,
+    wanted: set[int],
+    rows: int,
+    embedded: Iterator[Embedded],
+    store: Store,
+    times: Times,
+) -> int:
+    """Puts the wanted shards into the store as they come, and returns how many tokens they have."""
 
     def write(shard: Embedded) -> None:
         with times.of("writing"):

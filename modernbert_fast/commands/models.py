@@ -44,6 +44,14 @@ def positive(text: str) -> int:
     return value
 
 
+def gpus(text: str) -> float:
+    """An argparse type: GPUs of an actor, a share of one or a whole number."""
+    value = float(text)
+    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
+        raise argparse.ArgumentTypeError(f"{text} is neither 0 to 1 nor a whole number")
+    return value
+
+
 def choose_device(args: argparse.Namespace) -> torch.device:
     """The device asked for, or the accelerator, or the CPU; applies --threads on the way.
 

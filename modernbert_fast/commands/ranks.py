@@ -23,10 +23,13 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Returns when all have come here."""
-        if self.world > 1:
-            dist.barrier()
+    def from_first(self, flags: list[bool]) -> list[bool]:
+        """The flags that the first process gives, on all of them; each gives as many, when all have come here."""
+        if self.world == 1 or not flags:
+            return flags
+        shared = torch.tensor(flags, dtype=torch.uint8)
+        dist.broadcast(shared, 0)
+        return shared.bool().tolist()
 
     def sum(self, number: int) -> int:
         """Of all processes, when all have come here."""

@@ -66,6 +66,16 @@ class Store:
         self.parts.mkdir(exist_ok=True)
         return False
 
+    def join(self) -> None:
+        """Checks that another process has opened the store, for the same work and where this one sees it.
+
+        Raises:
+            CommandError: it has not.
+        """
+        if not self.manifest.exists():
+            raise CommandError(f"{self.manifest} is not here: all processes must write to the same folder")
+        self._verify()
+
     def has(self, shard: int) -> bool:
         """Whether a shard is on disk, whole."""
         return self._path(shard).exists()
@@ -78,7 +88,7 @@ class Store:
         """Streams the shards into the output file and removes them.
 
         Raises:
-            CommandError: the shards on disk do not add up to `shape[0]` rows.
+            CommandError: a shard is missing, or they do not add up to `shape[0]` rows.
         """
         write = WRITERS[self.output.suffix]
         # What a kill leaves of the unfinished file goes with the folder of parts.
@@ -88,7 +98,10 @@ class Store:
     def _blocks(self, shards: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
         rows = 0
         for shard in range(shards):
-            block = np.load(self._path(shard), allow_pickle=False)
+            try:
+                block = np.load(self._path(shard), allow_pickle=False)
+            except FileNotFoundError as error:
+                raise CommandError(f"{self._path(shard)} is missing; run again with --resume") from error
             rows += len(block)
             yield block
         if rows != shape[0]:
