@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -115,6 +116,16 @@ def test_the_machine_that_starts_it_needs_not_compute_as_the_actors(tiny_checkpo
         assert encode(source, tmp_path / "out.npy", *options, "--ray", "local") == 0
     assert encode(source, tmp_path / "out.npy", *options, "--resume") == 0, "what the actors are is written down"
     assert "complete already" in capsys.readouterr().out
+
+
+def test_an_address_where_nobody_listens():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        address = "{}:{}".format(*closed.getsockname())
+        with pytest.raises(CommandError, match=f"--ray {address}: .*refused"):
+            cluster_command._reach(address)
+    for other in ("auto", "local", "ray://127.0.0.1:1"):
+        cluster_command._reach(other)
 
 
 def test_the_example(one_thread):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,6 +90,7 @@ def _connect(ray: Any, args: argparse.Namespace) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    _reach(args.ray)
     own = {"include_dashboard": False} if args.ray == "local" else {}
     try:
         ray.init(args.ray, log_to_driver=False, logging_level="warning", **own)
@@ -99,6 +101,17 @@ def _connect(ray: Any, args: argparse.Namespace) -> None:
 def _survey(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     embedder = Embedder(args, choose_device(args))
     return embedder.identity(), embedder.width
+
+
+def _reach(address: str) -> None:
+    """Ray tries for minutes where nobody listens; one attempt at a HOST:PORT says so at once."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()) or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise CommandError(f"--ray {address}: {error}") from error
 
 
 def _read(batch: Columns, args: argparse.Namespace, rows: int, wanted: set[int]) -> Iterator[Columns]:
