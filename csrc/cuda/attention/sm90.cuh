@@ -1,5 +1,5 @@
-// What forward and backward share on sm_90a: a warp that has tiles copied ahead, two warpgroups that multiply them, and
-// rows of 64 columns in registers. Each warpgroup has 64 of the 128 rows of its block.
+// What forward and backward share on sm_90a: tiles that are copied ahead, two warpgroups that multiply them, and rows
+// of 64 columns in registers. Each warpgroup has 64 of the 128 rows of its block.
 #pragma once
 
 #include <hopper.cuh>
@@ -15,10 +15,7 @@ namespace modernbert_fast::cuda {
 
 constexpr int kHopperRows = 128;
 constexpr int kConsumers = kHopperRows / 64, kConsumerThreads = kConsumers * kWarpgroup;
-constexpr int kHopperThreads = kConsumerThreads + kWarpgroup;
-constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-
-enum NamedBarrier { kAllConsumers = 1 };
+constexpr int kAllConsumers = 1;  // a barrier of theirs
 
 /// Tiles (kRows, 64) in flight, each in one of kStages places. Full barriers count what arrives, empty ones the warps
 /// that are done.

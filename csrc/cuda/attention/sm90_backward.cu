@@ -12,6 +12,8 @@
 namespace modernbert_fast::cuda {
 namespace {
 
+constexpr int kThreads = kConsumerThreads + kWarpgroup;  // of which one warp has tiles copied
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 constexpr int kMet = 64, kStages = 4;
 using Ring = TileRing<2 * kMet, kStages>;  // a tile of each plane that is met, one below the other
 constexpr int kSecondTile = Ring::kTileBytes / 2;
@@ -133,7 +135,7 @@ __device__ __forceinline__ void consume(const AttentionBackward& args, const Met
 }
 
 template <class T, bool kOfKeys>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(const AttentionBackward args, const __grid_constant__ TileMap x,
                     const __grid_constant__ TileMap y) {
   const AttentionGeometry& g = args.geometry;
@@ -167,7 +169,7 @@ void backward(AttentionBackward args, cudaStream_t stream) {
   const AttentionGeometry& g = args.geometry;
   if (turns_beforehand(g)) turn_beforehand<T>(g, args.q, args.k, 2, args.turned_qk, stream);
   const auto start = [&](auto kernel, const Plane& x, const Plane& y) {
-    launch(kernel, attention_grid(g), dim3(kHopperThreads), kSharedBytes, stream, args, tile_map<T>(g, x, kMet),
+    launch(kernel, attention_grid(g), dim3(kThreads), kSharedBytes, stream, args, tile_map<T>(g, x, kMet),
            tile_map<T>(g, y, kMet));
   };
   start(backward_kernel<T, false>, args.k, args.v);  // the pass for dq, which leaves delta to the other
