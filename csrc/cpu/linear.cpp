@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "../checks/linear.h"
 #include "binding.h"
 #include "bindings.h"
 #include "isa/isa.h"
@@ -39,19 +40,6 @@ Tensor product(const Tensor& like, const Operand& x, const Operand& w, const Ten
   return y;
 }
 
-void check_operands(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  check_dim(x, "x", 2);
-  check_dim(weight, "weight", 2);
-  check_dtype(x, "x", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  check_dtype(weight, "weight", {x.scalar_type()});
-  check_shape(weight, "weight", {weight.size(0), x.size(1)}, "(N, K)");
-  check_same_device(weight, "weight", x, "x");
-  if (!bias) return;
-  check_shape(*bias, "bias", {weight.size(0)}, "(N,)");
-  check_dtype(*bias, "bias", {x.scalar_type()});
-  check_same_device(*bias, "bias", x, "x");
-}
-
 /// Rows that start at an even element where there can be such rows: loops may read pairs of bfloat16.
 Tensor with_even_rows(const Tensor& x_in) {
   const Tensor x = with_contiguous_rows(x_in);
@@ -63,7 +51,7 @@ Tensor with_even_rows(const Tensor& x_in) {
 
 Tensor linear_before(const Tensor* next, bool next_glu, const Tensor& x_in, const Tensor& weight_in,
                      const std::optional<Tensor>& bias_in, bool glu) {
-  check_operands(x_in, weight_in, bias_in);
+  check_linear(x_in, weight_in, bias_in);
   check(!glu || weight_in.size(0) % 2 == 0, "weight must be (2 F, K), got ", weight_in);
   const Tensor x = with_even_rows(x_in), weight = with_contiguous_rows(weight_in);
   std::optional<Tensor> bias;
@@ -87,7 +75,7 @@ Tensor linear_forward_geglu(const Tensor& x, const Tensor& weight, const std::op
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& weight_in,
                                                    bool need_dx, bool need_dweight, bool need_dbias) {
-  check_operands(x_in, weight_in, std::nullopt);
+  check_linear(x_in, weight_in, std::nullopt);
   const index_t M = x_in.size(0), K = x_in.size(1), N = weight_in.size(0);
   check_shape(dy_in, "dy", {M, N}, "(T, N)");
   check_floating(dy_in, "dy");

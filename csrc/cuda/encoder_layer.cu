@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../checks/encoder_layer.h"
+#include "../checks/linear.h"
 #include "binding.h"
 #include "bindings.h"
 
@@ -14,18 +15,14 @@ using Optional = std::optional<Tensor>;
 
 /// x (T, K), weight (N, K), bias (N,) or none -> (T, N), to the bit what torch's linear layer gives.
 Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
+  check_linear(x, weight, bias);
   const int64_t N = weight.size(0), K = weight.size(1);
-  check(x.size(1) == K, "weight must have ", x.size(1), " columns, got ", weight);
   const Tensor y = new_tensor(x, {x.size(0), N}, x.scalar_type());
   const Tensor transposed = strided(weight, {K, N}, {weight.stride(1), weight.stride(0)});
-  if (bias) {
-    check_shape(*bias, "bias", {N}, "(N,)");
-    check_dtype(*bias, "bias", {x.scalar_type()});
-    check_same_device(*bias, "bias", x, "x");
+  if (bias)
     product(y, x, transposed, *bias);
-  } else {
+  else
     product(y, x, transposed);
-  }
   return y;
 }
 
