@@ -30,7 +30,18 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SUBPACKAGES = ("aten", "commands", "kernels", "ops", "reference", "retrieval", "testing", "tiny", "training")
+SUBPACKAGES = (
+    "aten",
+    "commands",
+    "commands.flags",
+    "kernels",
+    "ops",
+    "reference",
+    "retrieval",
+    "testing",
+    "tiny",
+    "training",
+)
 SKIP_BUILD = os.environ.get("MODERNBERT_FAST_SKIP_BUILD", "") not in ("", "0")
 CUDA = os.environ.get("MODERNBERT_FAST_CUDA", "")
 CMAKE_ARGS = shlex.split(os.environ.get("CMAKE_ARGS", ""))

@@ -1,4 +1,4 @@
-"""The command line: modernbert-fast COMMAND; each command is a file in commands/."""
+"""The command line: modernbert-fast COMMAND; each has a file in commands/ and its flags in commands/flags/."""
 
 import argparse
 import importlib
@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from modernbert_fast import __version__, library
+from modernbert_fast import __version__
 from modernbert_fast.commands import CommandError
-from modernbert_fast.dispatch import NoBackend
 
 COMMANDS = ("info", "check", "bench", "encode", "index", "pretrain", "finetune", "evaluate", "demo")
 
@@ -21,9 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        _check_environment()
-        return args.run(args)
-    except (CommandError, NoBackend) as error:
+        return _run(args)
+    except CommandError as error:
         print(f"modernbert-fast {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -34,11 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _check_environment() -> None:
-    """A MODERNBERT_FAST_ISA that this machine cannot serve would fail every command, deep inside."""
+def _run(args: argparse.Namespace) -> int:
+    from modernbert_fast import dispatch, library  # with torch, which takes seconds: not before the flags are right
+
     try:
         library.isa()
-    except ValueError as error:
+    except ValueError as error:  # it would fail every command, deep inside
+        raise CommandError(str(error)) from error
+    try:
+        return importlib.import_module(f"modernbert_fast.commands.{args.command}").run(args)
+    except dispatch.NoBackend as error:
         raise CommandError(str(error)) from error
 
 
@@ -50,8 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"modernbert-fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name in COMMANDS:
-        command = importlib.import_module(f"modernbert_fast.commands.{name}")
-        subparser = commands.add_parser(name, help=command.help, description=command.__doc__)
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        flags = importlib.import_module(f"modernbert_fast.commands.flags.{name}")
+        flags.add_arguments(commands.add_parser(name, help=flags.help, description=flags.__doc__))
     return parser

@@ -17,7 +17,8 @@ from torch import nn
 
 from modernbert_fast import modules, one_call, ops
 from modernbert_fast.batch import PackedBatch
-from modernbert_fast.config import EncoderConfig, inv_freq
+from modernbert_fast.config import EncoderConfig
+from modernbert_fast.frequencies import inv_freq
 from modernbert_fast.geometry import Geometry
 from modernbert_fast.ops.encoder_layer import one_call_serves
 

@@ -1,4 +1,4 @@
-"""transformers' ModernBERT heads on packed rows, under the same class names. Only accelerate.py imports this.
+"""transformers' ModernBERT heads on packed rows, under the same class names. Only acceleration.py imports this.
 
 A head takes the encoder's rows (hf_encoder.py) before anything is padded, and lays its own result out as transformers
 would.

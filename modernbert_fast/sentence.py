@@ -1,4 +1,4 @@
-"""sentence-transformers' models on packed rows, under the same class names. Only accelerate.py imports this.
+"""sentence-transformers' models on packed rows, under the same class names. Only acceleration.py imports this.
 
 Their Transformer module calls a ModernBERT of transformers, which hf_encoder.py packs at once. What comes after it is
 here: pooling, the tail of many vectors a text, and SPLADE's maximum read packed rows, so that a text's vectors do not

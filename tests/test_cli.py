@@ -2,9 +2,11 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ import torch
 import modernbert_fast as mf
 from modernbert_fast import cli, library
 from modernbert_fast.commands import workloads
+from modernbert_fast.commands.flags.index import STORED
+from modernbert_fast.retrieval import manifest
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
@@ -40,6 +44,26 @@ def test_wrong_isa_is_one_line() -> None:
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("modernbert-fast info: error: MODERNBERT_FAST_ISA=sse9 is not one of ")
     assert done.stderr.count("\n") == 1 and "baseline" in done.stderr
+
+
+def test_flags_are_checked_before_torch_is_imported() -> None:
+    """It takes seconds, and a typo none."""
+    script = "import sys; from modernbert_fast import cli; cli.build_parser(); print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-P", "-c", script], text=True) == "False\n"
+
+
+def test_what_flags_repeat_is_what_the_index_knows() -> None:
+    assert STORED == manifest.DTYPES
+
+
+def test_public_names_are_found_and_no_module_takes_their_place() -> None:
+    """An import of a module of that name would put it where the function stood."""
+    public = {name: getattr(mf, name) for name in mf.__all__}
+    modules = {name for name, value in public.items() if isinstance(value, ModuleType)}
+    assert modules == {"dispatch", "library", "ops"}
+    assert not (set(public) - modules) & {module.name for module in pkgutil.iter_modules(mf.__path__)}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = mf.nonsense
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -7,7 +7,8 @@ import pickle
 import pytest
 import torch
 
-from modernbert_fast.config import FULL, SLIDING, EncoderConfig, inv_freq
+from modernbert_fast.config import FULL, SLIDING, EncoderConfig
+from modernbert_fast.frequencies import inv_freq
 
 TINY = {
     "vocab_size": 96,

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from gpu import attention_rivals
 from gpu.attention_rivals import Attend
 
-from modernbert_fast.config import EncoderConfig, inv_freq
+from modernbert_fast.config import EncoderConfig
+from modernbert_fast.frequencies import inv_freq
 
 ATTENTION = (attention_rivals.VARLEN, attention_rivals.FLEX)
 

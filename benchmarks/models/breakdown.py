@@ -23,7 +23,8 @@ from modernbert_fast import dispatch, durable, library, timing
 from modernbert_fast.commands import workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import forward
-from modernbert_fast.commands.models import add_model_arguments, load_pair, positive
+from modernbert_fast.commands.flags.shared import add_model_arguments, positive
+from modernbert_fast.commands.models import load_pair
 
 OURS = f"{library.NAMESPACE}::"
 OUTSIDE, REST = "torch's ops outside ours", "Python and dispatch"

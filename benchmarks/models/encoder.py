@@ -27,7 +27,8 @@ from modernbert_fast import durable, timing
 from modernbert_fast.commands import workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import FAST, LINEARS, STOCK, forward, header, linears, record, render
-from modernbert_fast.commands.models import add_model_arguments, load_pair, positive
+from modernbert_fast.commands.flags.shared import add_model_arguments, positive
+from modernbert_fast.commands.models import load_pair
 from modernbert_fast.commands.parity import parity_of_batch, wider
 
 STOCK_LINEARS = "F.linear alone"

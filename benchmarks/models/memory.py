@@ -23,7 +23,8 @@ import torch
 from modernbert_fast import durable, timing
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import FAST, STOCK, forward
-from modernbert_fast.commands.models import add_model_arguments, load_pair, positive
+from modernbert_fast.commands.flags.shared import add_model_arguments, positive
+from modernbert_fast.commands.models import load_pair
 from modernbert_fast.commands.workloads import Workload
 
 RUN = harness.FOLDER / "run.py"

@@ -25,7 +25,7 @@ import harness
 import torch
 
 from modernbert_fast import durable, heads, timing
-from modernbert_fast.commands.models import positive
+from modernbert_fast.commands.flags.shared import positive
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.model import ModernBertWithHead
 

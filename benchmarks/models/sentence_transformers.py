@@ -26,7 +26,8 @@ import torch
 import modernbert_fast as mf
 from modernbert_fast import durable, encoder, tail, timing
 from modernbert_fast.commands.comparison import FAST
-from modernbert_fast.commands.models import positive, twin
+from modernbert_fast.commands.flags.shared import positive
+from modernbert_fast.commands.models import twin
 from modernbert_fast.commands.parity import Parity
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.retrieval.quantize import store

@@ -25,7 +25,7 @@ import modernbert_fast as mf
 from modernbert_fast import durable, timing
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.corpus import manual_texts
-from modernbert_fast.commands.models import positive
+from modernbert_fast.commands.flags.shared import positive
 from modernbert_fast.commands.workloads import Workload, log_normal
 from modernbert_fast.training.masking import mask_tokens
 from modernbert_fast.training.tokenizer import train_tokenizer

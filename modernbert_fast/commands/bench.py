@@ -1,4 +1,4 @@
-"""Times stock transformers against the accelerated model: checked first, then interleaved, in real tokens."""
+"""Stock transformers and the accelerated model: checked first, then interleaved, in real tokens."""
 
 import argparse
 from pathlib import Path
@@ -10,38 +10,15 @@ from modernbert_fast.commands import CommandError, workloads
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.comparison import FAST, LINEARS, STOCK, forward, header, linears, record, render
 from modernbert_fast.commands.models import (
-    add_device_arguments,
-    add_dtype_argument,
-    add_model_arguments,
     choose_device,
     load_pair,
     load_tokenizer,
-    positive,
 )
 from modernbert_fast.commands.parity import ParityError, parity_of_batch
 from modernbert_fast.durable import write_json
 from modernbert_fast.timing import Arm, interleave, machine_facts
 
-help = "time stock transformers against the accelerated model"
-
 COMPILED = "torch.compile"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    names = ",".join(workloads.NAMED)
-    parser.add_argument("--workloads", default=names, help="comma-separated: var, or BxS (default: %(default)s)")
-    parser.add_argument("--texts", type=Path, help="take the lengths from these texts instead (needs a tokenizer)")
-    parser.add_argument("--field", default="text", help="key or column of --texts (default: %(default)s)")
-    parser.add_argument("--tokenizer", help="folder or name, where it is not --model's own")
-    parser.add_argument("--batch", type=positive, default=32, help="texts per batch of --texts (default: %(default)s)")
-    parser.add_argument(
-        "--compile", action="store_true", help="also time stock under torch.compile (compiles for minutes)"
-    )
-    parser.add_argument("--rounds", type=positive, default=3, help="samples per arm (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for bench.json and, with matplotlib, bench.png")
-    add_dtype_argument(parser)
-    add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         options = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in vars(args).items()
-            if name not in ("run", "output")
+            if name != "output"
         }
         write_json(args.output / "bench.json", {"options": options, "machine": facts, "results": results})
         print(f"wrote {args.output / 'bench.json'}" + plot(results, args.output / "bench.png"))

@@ -1,4 +1,4 @@
-"""Checks what runs here: each op against the float64 reference, the whole model against transformers."""
+"""Ops against the float64 reference, models against transformers, one verdict each."""
 
 import argparse
 import importlib.util
@@ -10,13 +10,11 @@ import torch
 
 import modernbert_fast as mf
 from modernbert_fast import dispatch
-from modernbert_fast.commands.models import DTYPES, add_device_arguments, choose_device, twin
+from modernbert_fast.commands.models import DTYPES, choose_device, twin
 from modernbert_fast.commands.parity import max_error, wider
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.testing import SMALL, Problem, error_limit, problems
 from modernbert_fast.testing.checks import evaluate, truth_of
-
-help = "prove on this machine that outputs match"
 
 TINY: dict[str, Any] = {
     "vocab_size": 256,
@@ -65,10 +63,6 @@ class Result:
     @property
     def ok(self) -> bool:
         return self.error <= self.limit
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The whole job: real English text through stock transformers and through us, compared; then a small trained model."""
+"""Real English text through stock transformers and through us, compared; then a small trained model."""
 
 import argparse
 from typing import Any
@@ -10,33 +10,15 @@ from modernbert_fast.commands import meaning
 from modernbert_fast.commands.batches import pad
 from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.commands.models import (
-    add_device_arguments,
-    add_dtype_argument,
-    add_model_arguments,
     choose_device,
     load_pair,
     load_tokenizer,
-    positive,
 )
 from modernbert_fast.commands.parity import ParityError, parity_of_batch
 from modernbert_fast.timing import Arm, Measurement, interleave
 from modernbert_fast.training.tokenizer import train_tokenizer
 
-help = "encode real text with stock transformers and with us: parity, tokens/s, memory; fill masks, find paragraphs"
-
 STOCK, FAST = "transformers", "modernbert_fast"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    parser.add_argument("--texts", type=positive, default=12, help="how many texts (default: %(default)s)")
-    parser.add_argument("--batch", type=positive, default=6, help="texts per batch (default: %(default)s)")
-    parser.add_argument(
-        "--max-length", type=positive, default=768, help="leave out longer texts (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=positive, default=1, help="samples per arm (default: %(default)s)")
-    add_dtype_argument(parser)
-    add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Shows versions, hardware, what was built or why not, and which backend each op takes here."""
+"""What is installed, built and used on this machine, as JSON values and as text."""
 
 import argparse
 import json
@@ -10,12 +10,6 @@ from modernbert_fast import dispatch, library
 from modernbert_fast.commands.models import DTYPES
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.timing import machine_facts
-
-help = "what is installed, built and used on this machine"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="the same facts for a program")
 
 
 def run(args: argparse.Namespace) -> int:

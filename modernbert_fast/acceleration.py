@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from modernbert_fast import dispatch
-from modernbert_fast.config import EncoderConfig, inv_freq
+from modernbert_fast.config import EncoderConfig
+from modernbert_fast.frequencies import inv_freq
 from modernbert_fast.graphs import Graphs
 
 logger = logging.getLogger("modernbert_fast")
