@@ -1,11 +1,13 @@
 """Texts from a file, one at a time: txt (one a line), jsonl, csv, parquet."""
 
-import csv
 import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from modernbert_fast.records import Rows, decode, lines, read_csv, read_jsonl
 
 
 def read_texts(path: Path, field: str = "text") -> Iterator[str]:
@@ -16,17 +18,14 @@ def read_texts(path: Path, field: str = "text") -> Iterator[str]:
         field: key or column of the text; txt has none.
 
     Raises:
-        ValueError: unknown suffix, no such field, a damaged file, or a row that is not text, named by its number.
+        ValueError: unknown suffix, no such field, a damaged file, or a row that is not text, named by its line.
         OSError: when the file cannot be read.
         ImportError: when parquet is asked for and pyarrow is missing.
     """
     reader = READERS.get(path.suffix)
     if reader is None:
         raise ValueError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}")
-    try:
-        yield from reader(path, field)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} near byte {error.start} of a block)") from error
+    yield from reader(path, field)
 
 
 def content_hash(path: Path) -> str:
@@ -38,35 +37,40 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def located(source: object, place: str) -> Iterator[None]:
+    """A ValueError from inside says where it happened."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}, {place}: {error}") from error
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """A field of a row.
+
+    Raises:
+        ValueError: it is missing, or no string.
+    """
+    if field not in row:
+        raise ValueError(f"no field {field!r} among {', '.join(row)}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"the text is {type(row[field]).__name__}, not a string")
+    return row[field]
+
+
 def _read_txt(path: Path, field: str) -> Iterator[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield line.removesuffix("\n").removesuffix("\r")
+    for place, line in lines(path):
+        with located(path, place):
+            text = decode(line)
+        yield text
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[str]:
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict) or field not in row:
-                raise ValueError(f"{path}, line {number}: no field {field!r}")
-            yield check_text(row[field], path, number)
-
-
-def _read_csv(path: Path, field: str) -> Iterator[str]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses texts over 128 KiB
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if field not in (rows.fieldnames or ()):
-            raise ValueError(f"{path}: no column {field!r} among {rows.fieldnames}")
-        try:
-            for number, row in enumerate(rows, 1):
-                yield check_text(row[field], path, number)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num + 1}: {error}") from error
+def _read_records(read: Callable[[Path], Rows], path: Path, field: str) -> Iterator[str]:
+    for place, row in read(path):
+        with located(path, place):
+            text = text_of(row(), field)
+        yield text
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[str]:
@@ -78,25 +82,18 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         with parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
                 raise ValueError(f"{path}: no column {field!r} among {file.schema_arrow.names}")
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield check_text(value, path, number)
+            batches = file.iter_batches(batch_size=1024, columns=[field])
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                with located(path, f"row {number}"):
+                    text = text_of(row, field)
+                yield text
     except ArrowInvalid as error:
         raise ValueError(f"{path}: not a parquet file that can be read ({error})") from error
 
 
-def check_text(value: object, source: object, number: int) -> str:
-    """The value if it is a string; else a ValueError that names its row."""
-    if not isinstance(value, str):
-        raise ValueError(f"{source}, row {number}: the text is {type(value).__name__}, not a string")
-    return value
-
-
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
+    ".jsonl": partial(_read_records, read_jsonl),
+    ".csv": partial(_read_records, read_csv),
     ".parquet": _read_parquet,
 }

@@ -83,13 +83,6 @@ def test_output_formats(tiny_checkpoint: Path, tmp_path: Path, suffix: str, pool
     ]
 
 
-def test_no_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "none.txt").touch()
-    for suffix in (".npy", ".safetensors"):
-        assert encode(tmp_path / "none.txt", tmp_path / f"out{suffix}", "--model", tiny_checkpoint) == 0
-        assert read_rows(tmp_path / f"out{suffix}").shape == (0, 64)
-
-
 def test_max_length_cuts(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = write_texts(tmp_path / "texts.txt", ["word " * 50, "word " * 60])
     assert encode(source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--max-length", 8) == 0
@@ -149,11 +142,15 @@ def test_resume_refuses_other_work(tiny_checkpoint: Path, tmp_path: Path, capsys
     [
         ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', "line 2: no field 'text'"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not JSON"),
-        ("a.jsonl", '{"text": 7}\n', "row 1: the text is int"),
-        ("a.csv", "id,body\n1,x\n", "no column 'text' among ['id', 'body']"),
-        ("a.csv", "id,text\n1,x\n2\n", "row 2: the text is NoneType"),
+        ("a.jsonl", '{"text": 7}\n', "line 1: the text is int"),
+        ("a.jsonl", "7\n", "line 1: is int, not an object"),
+        ("a.csv", "id,body\n1,x\n", "line 2: no field 'text' among id, body (choose it with --field)"),
+        ("a.csv", "id,text\n1,x\n\n2\n", "line 4: has 1 fields, 2 were expected"),
+        ("a.csv", b"text\nok\n\xff\xfe\n", "not UTF-8"),
         ("a.doc", "x", "cannot read .doc"),
-        ("a.txt", b"ok\n\xff\xfe\n", "not UTF-8"),
+        ("a.txt", b"ok\n\xff\xfe\n", "line 2: not UTF-8"),
+        ("a.txt", "", "a.txt: no texts"),
+        ("a.csv", "text\n", "a.csv: no texts"),
         ("missing.txt", None, "No such file"),
     ],
 )
@@ -178,7 +175,8 @@ def test_bad_requests(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
         ((source, tmp_path / "out.xyz", "--model", tiny_checkpoint), "cannot write .xyz"),
         ((source, tmp_path / "no" / "out.npy", "--model", tiny_checkpoint), "there is no folder"),
         ((source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--max-length", 999), "512 positions"),
-        ((source, tmp_path / "out.npy", "--model", tmp_path), "tokenizer.json"),
+        ((source, tmp_path / "out.npy", "--model", tmp_path), "config.json"),
+        ((source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--tokenizer", tmp_path), "no tokenizer.json"),
         (
             (source, tmp_path / "out.npy", "--model", tiny_checkpoint, "--device", "nonsense"),
             "--device nonsense",
@@ -262,7 +260,9 @@ def test_the_identity_of_a_gpu_leaves_out_the_cpu_beside_it(monkeypatch: pytest.
         assert (gpu := library.device_facts(torch.device("cuda"))) != former
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.csv", "text\nx\n"), ("a.jsonl", '{"text": "x"}\n')])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "text\nx\n"), ("a.jsonl", '{"text": "x"}\n'), ("a.txt", "x\n")]
+)
 def test_a_byte_order_mark_is_no_part_of_the_texts(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     assert list(read_texts(tmp_path / name)) == ["x"]

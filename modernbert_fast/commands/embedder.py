@@ -43,8 +43,8 @@ class Embedder:
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.settings = {name: getattr(args, name) for name in SETTINGS}
-        self.tokenizer = load_tokenizer(args.tokenizer or args.model)
         self.model = load_encoder(args.model, DTYPES.get(args.dtype)).to(device)
+        self.tokenizer = load_tokenizer(args.tokenizer or args.model)
         self.device = device
         limit = self.model.config.max_position_embeddings
         if (args.max_length or limit) > limit:

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
         if args.ray is not None and ranks.world > 1:
             raise CommandError("--ray shares the texts itself: start it once, without torchrun")
         # Read once for nothing but this: a bad row is found before hours of work, not after.
-        rows = sum(1 for _ in read_texts(args.input, args.field))
+        if not (rows := sum(1 for _ in read_texts(args.input, args.field))):
+            raise CommandError(f"{args.input}: no texts")
         identity, width, stream = load(args, rows)
         source = {"input": content_hash(args.input), "rows": rows, "field": args.field, "shard": args.shard}
         store = Store(args.output, {**source, **identity})

@@ -9,18 +9,18 @@ from typing import Any
 
 from modernbert_fast import untrusted
 from modernbert_fast.commands import CommandError, require
-from modernbert_fast.commands.finetune import predict_tests, reporter, settings_of
+from modernbert_fast.commands.finetune import RECORD, predict_tests, reporter, settings_of
 from modernbert_fast.commands.flags.finetune import BENCHMARKS
 from modernbert_fast.durable import write_file
 from modernbert_fast.training import custom
-from modernbert_fast.training.tasks import Examples, Task, best
+from modernbert_fast.training.tasks import Example, Examples, Task, best
 
 
 def run(args: argparse.Namespace) -> int:
     for module in ("transformers", "accelerate", "scipy", "sklearn"):
         require(module, "train")
     try:
-        record = _record(args.model / "finetune.json")
+        record = _record(args.model / RECORD)
         return _benchmark(args, record) if "benchmark" in record else _custom(args, record)
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(str(error)) from error
@@ -84,22 +84,22 @@ def _custom(args: argparse.Namespace, record: dict[str, Any]) -> int:
         raise CommandError(f"--output {args.output}: there is no folder {args.output.parent}")
     layout = custom.Layout(**{**record["layout"], "texts": tuple(record["layout"]["texts"])})
     task = custom.make_task(layout, tuple(record["labels"]))
-    malformed = None if args.output else reporter(args)  # a prediction a row of the file, or none at all
-    examples = custom.read(layout, args.data, task.labels or None, not args.no_labels, malformed)
+    examples = custom.read(layout, args.data, task.labels or None, not args.no_labels, reporter(args))
     outputs = _trainer(args, task, record).outputs(examples)
     if not args.no_labels:
         _show(args.data, task, examples, outputs)
     if args.output:
-        rows = [
-            {"prediction": best(output), "probabilities": output}
-            if isinstance(output, dict)
-            else {"prediction": output}
-            for output in outputs
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(map(_prediction, examples, outputs))
         write_file(args.output, lambda file: file.write(text.encode()))
-        print(f"{len(rows)} predictions in {args.output}", file=sys.stderr)
+        print(f"{len(outputs)} predictions in {args.output}", file=sys.stderr)
     return 0
+
+
+def _prediction(example: Example, output: Any) -> str:
+    """A line of JSON: where the row is, what is predicted, and how sure of each class."""
+    kind, number = example.key.split()
+    sure = {"probabilities": output} if isinstance(output, dict) else {}
+    return json.dumps({kind: int(number), "prediction": best(output) if sure else output, **sure}) + "\n"
 
 
 def _trainer(args: argparse.Namespace, task: Task, record: dict[str, Any]) -> Any:

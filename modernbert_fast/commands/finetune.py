@@ -3,12 +3,13 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import reprlib
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,7 @@ from modernbert_fast.training.tasks import Benchmark, Examples, Recipe, Task, sc
 from modernbert_fast.untrusted import read_json
 
 RECIPE = Recipe(5e-5, 1e-5, 3)  # of tasks that nobody has tuned
+RECORD = "finetune.json"  # the last file that a training writes
 LARGE = 1024  # hidden width from which a model takes the recipes of large
 
 
@@ -45,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _custom(args: argparse.Namespace) -> int:
     malformed = reporter(args)
+    folders = [args.output / f"seed-{seed}" if args.seeds > 1 else args.output for seed in range(args.seeds)]
+    _claim(args, folders)
     names = {name: value for name, value in vars(args).items() if name in ("texts", "label", "start", "regression")}
     layout = dataclasses.replace(custom.LAYOUTS[args.form], **{**names, "texts": tuple(args.texts)})
     train = custom.read(layout, args.train, None, malformed=malformed)
@@ -52,8 +56,7 @@ def _custom(args: argparse.Namespace) -> int:
     dev = custom.read(layout, args.eval, task.labels or None, malformed=malformed)
     record = {"layout": dataclasses.asdict(layout), "labels": task.labels}
     runs = []
-    for seed in range(args.seeds):
-        folder = args.output / f"seed-{seed}" if args.seeds > 1 else args.output
+    for seed, folder in enumerate(folders):
         runs.append(_train(args, task, folder_of(args.model), train, {"eval": dev}, folder, RECIPE, seed, record)[1])
     print(_line(task.name, runs))
     return 0
@@ -63,14 +66,16 @@ def _benchmark(args: argparse.Namespace) -> int:
     benchmark, malformed = BENCHMARKS[args.form], reporter(args)
     file = args.output / "results.json"
     results = _results(file, benchmark) if file.exists() else {}  # of other tasks, trained before
-    for task in (task for name, task in benchmark.TASKS.items() if name in args.tasks):
+    tasks = [task for name, task in benchmark.TASKS.items() if name in args.tasks]
+    folders = {task.name: [args.output / task.name / f"seed-{seed}" for seed in range(args.seeds)] for task in tasks}
+    _claim(args, itertools.chain(*folders.values()))
+    for task in tasks:
         train = benchmark.read(task, args.data, "train", malformed)
         dev = {split: benchmark.read(task, args.data, split, malformed) for split in task.dev}
         start = _start(args, task)
         recipe = task.recipes[args.size or _size(start)]
         runs: list[dict[str, float]] = []
-        for seed in range(args.seeds):
-            folder = args.output / task.name / f"seed-{seed}"
+        for seed, folder in enumerate(folders[task.name]):
             record = {"benchmark": args.form, "task": task.name}
             trainer, values = _train(args, task, start, train, dev, folder, recipe, seed, record)
             if score(values) > max(map(score, runs), default=-math.inf):
@@ -80,6 +85,13 @@ def _benchmark(args: argparse.Namespace) -> int:
         write_json(file, results)
     print("\n".join(_line(name, results[name]) for name in benchmark.TASKS if name in results))
     return 0
+
+
+def _claim(args: argparse.Namespace, folders: Iterable[Path]) -> None:
+    """Raises CommandError where a former training has come to its end, unless it may be overwritten."""
+    for folder in folders:
+        if (folder / RECORD).exists() and not args.overwrite:
+            raise CommandError(f"{folder} holds a result: choose another --output, or replace it with --overwrite")
 
 
 def _train(
@@ -108,7 +120,7 @@ def _train(
     }
     record |= {"start": str(start), "max_length": trainer.max_length, "seed": seed, "steps": trainer.state.global_step}
     details = {"recipe": dataclasses.asdict(recipe), "metrics": values}
-    write_json(folder / "finetune.json", {**record, **details})
+    write_json(folder / RECORD, {**record, **details})
     return trainer, values
 
 
@@ -145,7 +157,7 @@ def _start(args: argparse.Namespace, task: Benchmark) -> Path:
         return folder_of(args.model)
     if args.init_from:
         return folder_of(args.init_from)
-    trained = sorted((args.output / "MNLI").glob("seed-*/finetune.json"), key=_score_of)
+    trained = sorted((args.output / "MNLI").glob(f"seed-*/{RECORD}"), key=_score_of)
     if trained:
         return trained[-1].parent
     print(f"{task.name}: no model of MNLI to start from (--init-from); scores will be lower", file=sys.stderr)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modernbert_fast.training import metrics
-from modernbert_fast.training.rows import Malformed, Row, get, one_of, read_rows, strings
+from modernbert_fast.training.rows import Malformed, Row, get, one_of, placed_rows, strings
 from modernbert_fast.training.tasks import Example, Examples, Measure, Task, by_label
 
 FORMS = {"classification": "texts", "pairs": "texts", "tokens": "tokens", "qa": "spans"}
@@ -45,7 +45,7 @@ LAYOUTS = {
 def read(
     layout: Layout, source: str, labels: tuple[str, ...] | None, labelled: bool = True, malformed: Malformed = None
 ) -> list[Example]:
-    """The examples of a file, in order.
+    """The examples of a file, in order; the key of each is its place, such as "line 3".
 
     Args:
         source: see read_rows.
@@ -57,7 +57,8 @@ def read(
         OSError: no such file.
     """
     build: Callable[..., Example] = {"texts": _texts, "tokens": _tokens, "spans": _spans}[FORMS[layout.form]]
-    return read_rows(source, lambda row: [build(layout, labels, labelled, row)], malformed=malformed)
+    placed = placed_rows(source, lambda row: [build(layout, labels, labelled, row)], malformed=malformed)
+    return [replace(example, key=place) for place, example in placed]
 
 
 def make_task(layout: Layout, labels: tuple[str, ...]) -> Task:

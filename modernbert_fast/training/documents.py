@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modernbert_fast.texts import READERS, check_text, read_texts
+from modernbert_fast.records import decode
+from modernbert_fast.texts import READERS, located, read_texts, text_of
 
 HUB = "hf:"
 
@@ -50,9 +51,9 @@ def _hidden(path: Path) -> bool:
 
 def _whole(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        return decode(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def open_hub(source: str, **options: Any) -> Any:
@@ -72,6 +73,6 @@ def open_hub(source: str, **options: Any) -> Any:
 
 def _read_hub(source: str, field: str) -> Iterator[str]:
     for number, row in enumerate(open_hub(source, streaming=True), 1):
-        if field not in row:
-            raise ValueError(f"{source}, row {number}: no field {field!r} among {sorted(row)}")
-        yield check_text(row[field], source, number)
+        with located(source, f"row {number}"):
+            text = text_of(row, field)
+        yield text

@@ -6,19 +6,15 @@ are read.
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from modernbert_fast.records import Row, Rows, decode, lines, named, read_csv, read_jsonl
 from modernbert_fast.training.documents import HUB, open_hub
 
 T = TypeVar("T")
-Row = dict[str, Any]
-Rows = Iterator[tuple[str, Callable[[], Row]]]  # where a row is, and what reads it
 Malformed = Callable[[str], object] | None
 
 
@@ -42,10 +38,21 @@ def read_rows(
         ValueError: a malformed row, by file and line; a file in no known format, or without any row to read.
         OSError: no such file.
     """
-    items: list[T] = []
+    return [item for _, item in placed_rows(source, build, columns=columns, malformed=malformed)]
+
+
+def placed_rows(
+    source: str | Path,
+    build: Callable[[Row], Sequence[T]],
+    *,
+    columns: Sequence[str] = (),
+    malformed: Malformed = None,
+) -> list[tuple[str, T]]:
+    """The same as read_rows, each with the place of its row, such as "line 3"."""
+    items: list[tuple[str, T]] = []
     for place, read in _rows(source, columns):
         try:
-            items += build(read())
+            items += [(place, item) for item in build(read())]
         except ValueError as error:
             complaint = f"{source}, {place}: {error}"
             if malformed is None:
@@ -101,64 +108,22 @@ def _rows(source: str | Path, columns: Sequence[str]) -> Rows:
     if path.suffix in (".tsv", ".txt"):
         return _tsv(path, columns)
     if path.suffix == ".jsonl":
-        return ((place, partial(_json, line)) for place, line in _lines(path))
+        return read_jsonl(path)
     if path.suffix == ".csv":
-        return _csv(path)
+        return read_csv(path)
     raise ValueError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use .tsv, .txt, .jsonl or .csv")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # the mark some editors put first
-            yield f"line {number}", line.removesuffix(b"\n").removesuffix(b"\r")
-
-
-def _text(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from error
-
-
 def _tsv(path: Path, columns: Sequence[str]) -> Rows:
-    lines = _lines(path)
+    found = lines(path)
     if not columns:
-        _, header = next(lines, ("", b""))
+        _, header = next(found, ("", b""))
         columns = header.decode(errors="replace").split("\t")
-    return ((place, partial(_fields, columns, line)) for place, line in lines)
+    return ((place, partial(_fields, columns, line)) for place, line in found)
 
 
 def _fields(columns: Sequence[str], line: bytes) -> Row:
-    return _named(columns, _text(line).split("\t"))
-
-
-def _json(line: bytes) -> Row:
-    try:
-        row = json.loads(_text(line))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"is {type(row).__name__}, not an object of named fields")
-    return row
-
-
-def _csv(path: Path) -> Rows:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses texts over 128 KiB
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            header = next(rows, [])
-            for row in rows:
-                yield f"line {rows.line_num}", partial(_named, header, row)
-        except (csv.Error, UnicodeDecodeError) as error:  # of which the reader cannot tell where the next row starts
-            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
-
-
-def _named(columns: Sequence[str], fields: Sequence[str]) -> Row:
-    if len(fields) != len(columns):
-        raise ValueError(f"has {len(fields)} fields, {len(columns)} were expected: {', '.join(columns)}")
-    return dict(zip(columns, fields, strict=True))
+    return named(columns, decode(line).split("\t"))
 
 
 def _hub(source: str) -> Rows:

@@ -22,7 +22,7 @@ class Example:
             spans: question and context.
         label: texts: a name, or a number where the task has no names; choices: the number of the right one; tokens:
             a name a word; spans: the answer and where it starts in the context, or None where it has none.
-        key: what the submission calls it.
+        key: what the submission or the file calls it.
         gold: right answers, where the metric compares with more than the label.
     """
 

@@ -1,6 +1,7 @@
 """modernbert-fast finetune and evaluate on files of one's own: learned, saved, loaded by transformers, predicted."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -195,17 +196,37 @@ def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint
     )
     assert first.equal(second) and not first.equal(third)
     dev, output = tmp_path / "unlabelled.jsonl", tmp_path / "predictions.jsonl"
-    planted.write_jsonl(dev, [{"text": "is this good"}, {"text": "or bad"}])
+    planted.write_jsonl(dev, [{"text": "is this good"}, {"text": None}, {"text": "or bad"}])
     evaluate = ["evaluate", str(tmp_path / "out"), str(dev), *CPU]
-    assert cli.main([*evaluate, "--no-labels", "--output", str(output)]) == 0
-    for line in output.read_text().splitlines():
-        row = json.loads(line)
+    assert cli.main([*evaluate, "--no-labels", "--output", str(output)]) == 2 and not output.exists()
+    assert cli.main([*evaluate, "--no-labels", "--output", str(output), "--skip-malformed"]) == 0
+    predicted = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["line"] for row in predicted] == [1, 3]
+    for row in predicted:
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
     assert cli.main(evaluate) == 2
     file = tmp_path / "out" / "config.json"
     file.write_text(file.read_text().replace("ForSequenceClassification", "ForTokenClassification"))
     assert not load_model(task, tmp_path / "out").classifier.weight.equal(first)
+
+
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [
+        (["classification", "--train", "absent.csv", "--eval", "absent.csv"], "."),
+        (["classification", "--train", "absent.csv", "--eval", "absent.csv", "--seeds", "2"], "seed-1"),
+        (["glue", "--data", "absent", "--tasks", "MRPC", "RTE"], "RTE/seed-0"),
+    ],
+)
+def test_a_former_result_is_replaced_on_demand_alone(task, folder, tiny_checkpoint, tmp_path, capsys):
+    finetune = ["finetune", *task, "--model", str(tiny_checkpoint), "--output", str(tmp_path), *CPU]
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / "finetune.json").touch()
+    assert cli.main(finetune) == 2
+    assert f"{tmp_path / folder} holds a result" in capsys.readouterr().err
+    assert cli.main([*finetune, "--overwrite"]) == 2
+    assert "absent" in capsys.readouterr().err
 
 
 def test_seeds_and_early_stopping(tiny_checkpoint, tmp_path, capsys):
@@ -250,6 +271,7 @@ def test_only_checkpoints_of_ones_own_are_removed(tiny_checkpoint, tmp_path, cap
         str(tmp_path / "dev.csv"),
         "--output",
         str(note.parents[1]),
+        "--overwrite",
     ]
     assert cli.main(["finetune", "classification", "--model", str(tiny_checkpoint), *given, *CPU]) == 2
     assert ".training is where training keeps its checkpoints, but it holds note.txt" in capsys.readouterr().err
@@ -279,7 +301,10 @@ def test_a_malformed_row_is_named_and_nothing_else_is_lost(form, tmp_path, tiny_
     assert cli.main(["finetune", form, *given, *CPU]) == 2
     assert f"{source}, {complaint}" in capsys.readouterr().err
     said = []
-    assert custom.read(layout, source, None, malformed=said.append) == original
+    examples = custom.read(layout, source, None, malformed=said.append)
+    assert [dataclasses.replace(example, key=None) for example in examples] == [
+        dataclasses.replace(example, key=None) for example in original
+    ]
     assert len(said) == 1 and complaint in said[0]
 
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         form = forms.add_parser(name, help=what, description=f"Fine-tunes a ModernBERT: {what}.")
         form.add_argument("--model", required=True, help="checkpoint folder or Hugging Face name (a name may download)")
         form.add_argument("--output", required=True, type=Path, help="folder of the result")
+        form.add_argument("--overwrite", action="store_true", help="where a former result is in the way, replace it")
         _add_benchmark(form, BENCHMARKS[name]) if name in BENCHMARKS else _add_custom(form, custom.LAYOUTS[name])
         _add_training(form)
         add_device_arguments(form)
