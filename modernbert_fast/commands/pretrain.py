@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from modernbert_fast.commands.models import folder_of
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.training import presets
 from modernbert_fast.training.documents import HUB
+from modernbert_fast.training.token_store import TokenStore
 from modernbert_fast.untrusted import read_json
 
 PLAN = "plan.json"
@@ -76,9 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         config = pretraining.new_config(dict(recipe.model), tokenizer)
     if main:
-        for name, store in zip(("train on", "held out"), stores, strict=True):
-            if store is not None:
-                print(f"{name:<12}{len(store):,} documents, {int(store.lengths.sum()):,} tokens in {store.folder}")
+        print("\n".join(describe(stores)))
         print(f"{'model':<12}{EncoderConfig.from_hf(config).num_parameters():,} parameters, head aside", flush=True)
     objective = pretraining.Objective(ways, "mask" if args.mask_special else "keep", args.seed)
     options = pretraining.Options(
@@ -107,6 +107,16 @@ def _run(args: argparse.Namespace) -> int:
     if main:
         print(f"{'done':<12}{model}")
     return 0
+
+
+def describe(stores: Sequence[TokenStore | None]) -> list[str]:
+    """A line a store, to train on and to evaluate on; a few long documents are another share than was asked for."""
+    tokens = [0 if store is None else int(store.lengths.sum()) for store in stores]
+    return [
+        f"{name:<12}{len(store):,} documents, {count:,} tokens ({count / sum(tokens):.1%}) in {store.folder}"
+        for name, store, count in zip(("train on", "held out"), stores, tokens, strict=True)
+        if store is not None
+    ]
 
 
 def recipe_of(args: argparse.Namespace) -> presets.Recipe:

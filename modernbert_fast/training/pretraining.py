@@ -142,7 +142,8 @@ def open_stores(
             try:
                 build_store(every_kth(documents, k, chosen), tokenizer, path, workers=workers)
             except ValueError as error:
-                raise ValueError(f"{error} ({name}; one document of {k} is held out)" if k else str(error)) from error
+                why = f" ({name}; the first of each {k} documents is held out, with a share of 0 none)" if k else ""
+                raise ValueError(f"{error}{why}") from error
         store = TokenStore(path)
         if sentences and not store.has_sentences:
             raise ValueError(f"{path} was built without sentences, which sentence order needs")

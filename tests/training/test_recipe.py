@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import modernbert_fast as mf
 from modernbert_fast import cli
+from modernbert_fast.commands import pretrain
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.training import averaging, initialise, presets, pretraining
 from modernbert_fast.training.averaging import average
 from modernbert_fast.training.extension import extended_config
 from modernbert_fast.training.modeling import ModernBertForPreTraining
+from modernbert_fast.training.token_store import TokenStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -405,6 +407,17 @@ def test_two_processes_of_accelerate_launch(run, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = runs.losses(copy / "2-long"), runs.losses(folder / "2-long")
     assert len(ours) == len(theirs) and ((ours - theirs).abs() <= 1e-5 * theirs).all()
+
+
+def test_the_share_that_is_held_out_is_told(run):
+    """It is that of the documents: of few long ones it may be far from what was asked for."""
+    stores = [TokenStore(run[0] / "store" / name) for name in ("train", "held-out")]
+    trained, held = (int(store.lengths.sum()) for store in stores)
+    lines = pretrain.describe(stores)
+    assert lines[1].startswith(
+        f"held out    {len(stores[1])} documents, {held:,} tokens ({held / (trained + held):.1%})"
+    )
+    assert pretrain.describe([stores[0], None]) == [lines[0].replace(f"{trained / (trained + held):.1%}", "100.0%")]
 
 
 def test_every_document_is_trained_on_or_held_out():
