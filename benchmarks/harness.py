@@ -5,6 +5,7 @@ A case is a problem with its bytes and flops (benchmarks/ops/bench_<op>.py); wha
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import dataclasses
 import functools
@@ -24,6 +25,7 @@ from modernbert_fast.testing import Problem, assert_as_good_as, checks
 from modernbert_fast.testing.problems import Tensors
 
 FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results"
 TORCH, COPY, LINEAR, OWN_LINEAR = "torch", "limit: copy", "limit: F.linear", "limit: ops.linear"
 COPY_BYTES, LINEAR_SIDE = 2**27, 1024
 COMPILER = "inductor"  # of torch.compile; a rehearsal takes one that compiles nothing
@@ -243,6 +245,20 @@ def keep_freed_memory() -> None:
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD in malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark takes."""
+    made = argparse.ArgumentParser(
+        prog=f"run.py {program}".strip(), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
+    return made
+
+
+def record_path(output: Path | None, name: str) -> Path:
+    """Where a record goes: to a folder of the user's, or to that of this machine."""
+    return (output or RESULTS / machine()) / name
 
 
 def machine() -> str:

@@ -5,7 +5,6 @@ python benchmarks/run.py models/NAME ..., data/NAME or gpu/NAME runs that file o
 the tables of docs/scaling.md.
 """
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -24,13 +23,12 @@ def main() -> None:
         return
     if sys.argv[1:2] in (["compile_report"], ["scaling"]):
         sys.exit(importlib.import_module(sys.argv[1]).main(sys.argv[2:]))
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = harness.parser("", __doc__)
     parser.add_argument("ops", nargs="*", default=list(dispatch.TABLE), help="all when none is named")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--large", action="store_true", help="the cases beyond the cache and at 8,192 tokens instead")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of plain torch")
     parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype or ("bfloat16" if torch.cuda.is_available() else "float32"))
@@ -49,7 +47,7 @@ def main() -> None:
                     flush=True,
                 )
     name = f"ops{'-large' if args.large else ''}-{str(dtype).removeprefix('torch.')}.json"
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
+    path = harness.record_path(args.output, name)
     durable.write_json(path, {"machine": facts, "records": records})
     print(path)
 

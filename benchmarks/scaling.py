@@ -15,7 +15,7 @@ import harness
 
 from modernbert_fast import durable
 
-RESULTS = harness.FOLDER / "results"
+RESULTS = harness.RESULTS
 PAGE = harness.FOLDER.parent / "docs" / "scaling.md"
 MARKS = "<!-- tables of benchmarks/run.py scaling -->\n", "<!-- end -->\n"
 PRICES = {

@@ -46,8 +46,9 @@ def test_encode_ends_with_an_error_when_memory_in_use_grows(
     def run(texts: list[str], threads: int, overlapped: bool = True) -> dict:
         seen = range(0, 100_000, 500)
         used = [2**28 + leak * text + text % 3 * 2**20 for text in seen]
-        stages = {"seconds": 1.0, "overlapped": overlapped, "line": "", "texts": len(texts), "tokens": 9}
-        return {**stages, "used": used, "private": [bytes + 2**10 * text for bytes, text in zip(used, seen)]}
+        private = [2**29 + 2**10 * text for text in seen]
+        line = {"seconds": 1.0, "overlapped": overlapped, "line": "", "texts": len(texts), "tokens": 9}
+        return {**line, "used": used, "private": private}
 
     monkeypatch.setattr(encode, "run", run)
     monkeypatch.setattr(encode, "sentences", lambda count: ["A text."] * 9)

@@ -8,7 +8,6 @@ error when memory that is in use grows (decision 0032).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import io
@@ -138,14 +137,11 @@ def arms(texts: list[str], threads: int, rounds: int) -> Iterator[dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py data/encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("data/encode", __doc__)
     parser.add_argument("--texts", type=int, default=100_000, help="default: %(default)s")
     parser.add_argument("--compared", type=int, default=10_000, help="texts of the comparison (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the model (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     facts = timing.machine_facts()
     texts = sentences(args.texts)
@@ -168,7 +164,7 @@ def main(argv: list[str]) -> None:
         "tokenizer_tokens_s": tokenizer,
         "bytes_per_token": sum(len(text.encode()) + 1 for text in texts) / whole["tokens"],
     }
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "encode.json"
+    path = harness.record_path(args.output, "encode.json")
     durable.write_json(path, {"machine": facts, **record})
     print(path)
     if gained["used"] > GROWTH:

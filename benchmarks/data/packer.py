@@ -11,10 +11,8 @@ hard       a third of the capacity to all of it, uniform: half of the pieces fit
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -88,12 +86,9 @@ def measure(name: str, lengths: np.ndarray, capacity: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py data/packer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("data/packer", __doc__)
     parser.add_argument("--pieces", type=int, default=400_000, help="default: %(default)s")
     parser.add_argument("--capacities", default="512,1024,8192", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     facts, records = timing.machine_facts(), []
@@ -108,7 +103,7 @@ def main(argv: list[str]) -> None:
                 f" {record['efficiency_offline']:>8.2%} {rates[0]:>11.0f} {rates[1]:>7.0f} {rates[2]:>7.0f}",
                 flush=True,
             )
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "packer.json"
+    path = harness.record_path(args.output, "packer.json")
     durable.write_json(path, {"machine": facts, "records": records})
     print(path)
     required = [record for record in records if record["mix"] != HARD]

@@ -8,7 +8,6 @@ unmasked by their labels, cut apart again and hashed. What should come is hashed
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import multiprocessing
@@ -144,13 +143,10 @@ def run(count: int, workers: int, folder: Path, tokens_per_batch: int) -> dict[s
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py data/workers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("data/workers", __doc__)
     parser.add_argument("--texts", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     facts = timing.machine_facts()
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +159,7 @@ def main(argv: list[str]) -> None:
     )
     for name, gained in record["growth"].items():
         print(f"private memory after the first quarter, {name}: {gained / 2**20:+.1f} MiB")
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "workers.json"
+    path = harness.record_path(args.output, "workers.json")
     durable.write_json(path, {"machine": facts, **record})
     print(path)
     if max(record["growth"].values()) > GROWTH:

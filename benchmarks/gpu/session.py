@@ -89,7 +89,7 @@ def run(what: str, jobs: Sequence[Job], args: argparse.Namespace, missing: Missi
     work = ROOT / "build" / "gpu-run" / f"{what}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    folder = args.output or (ROOT / "build" / "dry" if args.dry else harness.FOLDER / "results" / harness.machine())
+    folder = args.output or (ROOT / "build" / "dry" if args.dry else harness.RESULTS / harness.machine())
     facts = _facts(args)
     print(
         f"{what}: {'dry, on the CPU' if args.dry else facts['accelerators'][0]['name']}, {args.budget:.0f} s",

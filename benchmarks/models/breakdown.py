@@ -9,10 +9,8 @@ beside it.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -79,15 +77,12 @@ def render(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/breakdown", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("models/breakdown", __doc__)
     add_model_arguments(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workloads", default="1x64,var,1x8192", help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     facts = timing.machine_facts()
@@ -96,7 +91,7 @@ def main(argv: list[str]) -> None:
     for workload in map(workloads.parse, args.workloads.split(",")):
         results.append(measure(workload, fast, args.rounds))
         print(render(results[-1]), flush=True)
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"breakdown-{args.dtype}.json"
+    path = harness.record_path(args.output, f"breakdown-{args.dtype}.json")
     options = {name: value for name, value in vars(args).items() if name != "output"}
     durable.write_json(path, {"options": options, "machine": facts, "results": results})
     print(path)

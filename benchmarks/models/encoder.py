@@ -8,7 +8,6 @@ runs text by text ("singly"): no padding, no batch. What cannot run is in the re
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import tempfile
@@ -160,7 +159,7 @@ def render_ratios(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py models/encoder", description=__doc__)
+    parser = harness.parser("models/encoder", __doc__)
     add_model_arguments(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workloads", default=",".join(workloads.NAMED), help="default: %(default)s")
@@ -168,12 +167,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="torch.compile with freezing too: minutes a shape")
     parser.add_argument("--only", default="", help="rivals whose name contains one of these words, by comma")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     facts = timing.machine_facts() | {name: timing.version(name) for name in rivals.PACKAGES}
     part = "" if args.workloads == ",".join(workloads.NAMED) else "-" + args.workloads.replace(",", "-")
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"encoder-{args.dtype}{part}.json"
+    path = harness.record_path(args.output, f"encoder-{args.dtype}{part}.json")
     options = {name: value for name, value in vars(args).items() if name != "output"}
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

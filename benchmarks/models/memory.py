@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -52,15 +51,12 @@ def growth(args: argparse.Namespace, length: int, arm: str) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("models/memory", __doc__)
     add_model_arguments(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--lengths", default=LENGTHS, help="default: %(default)s")
     parser.add_argument("--stock-up-to", type=int, default=STOCK_UP_TO, help="longest for stock (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     parser.add_argument("--arm", help=argparse.SUPPRESS)  # this process is the one that measures
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -68,7 +64,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(growth(args, int(args.lengths), args.arm)))
         return
     facts = timing.machine_facts()
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / f"memory-{args.dtype}.json"
+    path = harness.record_path(args.output, f"memory-{args.dtype}.json")
     given = ["--dtype", args.dtype, "--threads", str(args.threads)]
     given += ["--model", args.model] if args.model else ["--preset", args.preset]
     records: list[dict[str, Any]] = []

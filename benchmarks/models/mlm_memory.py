@@ -18,7 +18,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -69,14 +68,11 @@ def measure(config: EncoderConfig, tokens: int, labelled: float, dtype: torch.dt
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/mlm_memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("models/mlm_memory", __doc__)
     parser.add_argument("--preset", default="base", help="default: %(default)s")
     parser.add_argument("--tokens", type=positive, default=98_304, help="default: %(default)s")
     parser.add_argument("--labelled", type=float, default=0.3, help="share of the tokens (default: %(default)s)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # this process is the one that measures
     args = parser.parse_args(argv)
     if args.here:
@@ -93,7 +89,7 @@ def main(argv: list[str]) -> None:
         records.append(record := json.loads(answer.stdout.splitlines()[-1]))
         sizes = " ".join(f"{record[name] / 1e6:>11.1f}" for name in COLUMNS)
         print(f"{dtype:<10} {record['labelled']:>8} {sizes}", flush=True)
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "mlm-memory.json"
+    path = harness.record_path(args.output, "mlm-memory.json")
     durable.write_json(path, {"tokens": args.tokens, "preset": args.preset, "machine": facts, "records": records})
     print(path)
 

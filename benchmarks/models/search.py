@@ -9,7 +9,6 @@ memory bandwidth that a copy has here, counted by the bytes that an arm must rea
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -89,12 +88,9 @@ def arms(folder: Path, documents: int) -> list[tuple[timing.Arm, int]]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("models/search", __doc__)
     parser.add_argument("--documents", type=int, default=4874, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     facts = timing.machine_facts()
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +105,6 @@ def main(argv: list[str]) -> None:
         ahead = taken.median / measured[0].median
         print(f"{taken.name:<34}{1e3 * taken.median:>8.1f}{rate / 1e9:>8.1f}{rate / bandwidth:>13.0%}{ahead:>14.1f}x")
         records.append({**taken.as_dict(), "bytes": size, "share_of_copy": rate / bandwidth, "ahead": ahead})
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "search.json"
+    path = harness.record_path(args.output, "search.json")
     durable.write_json(path, {"documents": args.documents, "machine": facts, "copy": bandwidth, "records": records})
     print(path)

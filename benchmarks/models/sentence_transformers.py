@@ -11,7 +11,6 @@ The tail of many vectors a text, step by step, is timed on as many tokens: what 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import tempfile
 from collections.abc import Sequence
@@ -113,11 +112,7 @@ def tail_shares(config: EncoderConfig, dtype: torch.dtype, tokens: int, total: f
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/sentence_transformers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = harness.parser("models/sentence_transformers", __doc__)
     parser.add_argument("--kinds", default=",".join(pipelines.KINDS), help="default: %(default)s")
     parser.add_argument("--layers", type=positive, default=22, help="of base (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
@@ -127,12 +122,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--stock-batches", type=sizes, default="32,8,1", help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     facts = timing.machine_facts() | {"sentence-transformers": timing.version("sentence-transformers")}
     name = f"sentence-transformers-{args.dtype}{'' if args.longest == LONGEST else f'-{args.longest}'}.json"
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / name
+    path = harness.record_path(args.output, name)
     config = EncoderConfig.from_dict(
         {**EncoderConfig.preset("base").to_dict(), "num_hidden_layers": args.layers, "layer_types": None}
     )

@@ -10,11 +10,9 @@ ratios are medians over rounds.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -158,9 +156,7 @@ def speed(layers: int, rounds: int, texts: int, vocabulary: int) -> list[dict[st
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("models/training", __doc__)
     parser.add_argument("--layers", type=positive, default=4, help="default: %(default)s")
     parser.add_argument("--steps", type=positive, default=300, help="of the curves (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=5, help="of the steps timed (default: %(default)s)")
@@ -168,7 +164,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--vocabulary", type=positive, default=SIZES["speed"][2], help="timed (default: %(default)s)")
     parser.add_argument("--only", choices=("curves", "speed"), help="default: both")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     record: dict[str, Any] = {"machine": timing.machine_facts()}
@@ -183,7 +178,6 @@ def main(argv: list[str]) -> None:
             print(f"{result['workload']}, {result['tokens']} tokens, {result['padding']:.0%} padding; as fast as")
             for name, times in result["times"].items():
                 print(f"  {name:<38} {times:.2f} times", flush=True)
-    folder = args.output or harness.FOLDER / "results" / harness.machine()
-    path = folder / f"training-{args.only or 'all'}-float32.json"
+    path = harness.record_path(args.output, f"training-{args.only or 'all'}-float32.json")
     durable.write_json(path, {"options": {"layers": args.layers, "steps": args.steps, "texts": args.texts}, **record})
     print(path)
