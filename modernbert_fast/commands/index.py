@@ -128,6 +128,7 @@ def _own_model(index: Index | IndexWriter) -> str:
 def _encoder(args: argparse.Namespace, model: str) -> Any:
     require("sentence_transformers", "retrieval")
     transformers = require("transformers", "retrieval")
+    transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # heads that an encoder leaves out, and advice for stock models
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     from modernbert_fast.retrieval.texts import TextEncoder
