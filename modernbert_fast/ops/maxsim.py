@@ -114,7 +114,7 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
-    if d.dtype == torch.int8 or not wants_gradients():
+    if d.dtype == torch.int8 or not wants_gradients(q, d):  # winners cost time, and memory for each token and document
         scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise, return_argmax)
         return (scores, argmax) if return_argmax else scores
     if d is q:
