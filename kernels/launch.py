@@ -209,3 +209,8 @@ def maxsim_forward(q: torch.Tensor, d: torch.Tensor, queries: int, winners: bool
     if queries == 1:
         return [long | {"ABOVE": -1, "UP_TO": 2**31 - 1}]
     return [short | {"ABOVE": -1, "UP_TO": tile}, long | {"ABOVE": tile, "UP_TO": 2**31 - 1}]
+
+
+def ranking(N: int) -> dict[str, int]:
+    """Scores that a program takes the best of, 16 a thread: few programs' findings have to be ranked again."""
+    return {"BLOCK": 1024, "num_warps": 4} if N <= 1024 else {"BLOCK": 8192, "num_warps": 16}
