@@ -170,8 +170,8 @@ def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
 
 
 # MaxSim: pass -> queries, documents, columns, warps, stages; for rows of up to 128 columns, and wider ones. A query is
-# 32 tokens as a rule, memory sets the pace, and as many programs as fit a multiprocessor hide its latency. A longer query
-# meets each tile of a document 128 tokens at a time, else the second cache sets the pace.
+# 32 tokens as a rule, memory sets the pace, and many programs a multiprocessor hide its latency. A longer query meets a
+# document 128 tokens at a time, else the second cache sets the pace.
 _MAXSIM = {
     "fwd": ((32, 64, 128, 4, 3), (32, 64, 64, 4, 2)),
     "fwd int8": ((32, 64, 128, 4, 3), (32, 64, 64, 8, 2)),
@@ -183,7 +183,7 @@ _MAXSIM_FP32 = {kind: ((16, 32, 32, 8 if kind == "fwd int8" else 4, 1),) * 2 for
 
 
 def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
-    """Blocks of the pass "fwd", of "fwd int8" by its documents, "fwd long" by its queries, "dq", which gathers, or "dd"."""
+    """Blocks of the pass "fwd", "fwd int8" by its documents, "fwd long" by its queries, "dq", which gathers, "dd"."""
     D = q.shape[1]
     if kind == "dq":
         return {"BLOCK_N": 16, "BLOCK_D": min(128, power_of_two(D, 16)), "num_warps": 4}

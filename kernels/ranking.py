@@ -19,7 +19,7 @@ NONE, LOW = tl.constexpr(-(2**63)), tl.constexpr(2**32 - 1)
 
 @triton.jit
 def _keys(scores_ptr, cu_documents_ptr, scales_ptr, allowed_ptr, n, found):
-    """int64 that order as the scores of documents n do, of equals the earlier one larger; NONE where nothing is found."""
+    """int64 that order as the scores of documents n do, of equals the earlier one larger; NONE where none is found."""
     score = tl.load(scores_ptr, mask=found, other=0).to(tl.float32)
     if scales_ptr is not None:
         score *= tl.load(scales_ptr + n, mask=found, other=0)

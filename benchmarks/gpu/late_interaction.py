@@ -56,7 +56,7 @@ def search(sizes: Sizes, dtype: str) -> dict[str, Any]:
         with IndexWriter(Path(folder) / "index", DIM, dtype) as writer:
             writer.add([str(i) for i in range(documents)], vectors.float().cpu(), cu)
         index = Index(Path(folder) / "index", sizes.device)
-        d, bounds, scales = index.segments[0].on(sizes.device)
+        d, bounds, scales, _ = index.segments[0].on(sizes.device)
         half = d.to(query.dtype) if scales is None else d.to(query.dtype) * scales.repeat_interleave(
             bounds.diff(), output_size=total
         )[:, None].to(query.dtype)  # fmt: skip

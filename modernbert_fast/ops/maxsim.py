@@ -11,7 +11,7 @@ from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
 from modernbert_fast.ops.padding import unpad
-from modernbert_fast.ops.ranking import ranking
+from modernbert_fast.ops.ranking import check_choice, ranking
 
 _SCORES = 2**26  # that a search holds at one time
 
@@ -151,22 +151,24 @@ def maxsim_topk(
         ValueError: on bounds or shapes that do not fit, or k below 1; TypeError: on dtypes other than these.
     """
     Bq, Bd = cu_queries.numel() - 1, cu_documents.numel() - 1
+    check_choice(q, Bd, k, scales, allowed)
     at_once = max(1, _SCORES // max(Bq, 1))
     with torch.no_grad():
         if at_once >= Bd:
-            return ranking(_forward(q, d, cu_queries, cu_documents, False, False)[0], cu_documents, k, scales=scales, allowed=allowed)
-        _check_forward(q, d, cu_queries, cu_documents, False)  # a part's bounds do not tell where the whole begins and ends
-        best, documents = q.new_empty((Bq, 0), dtype=torch.float32), cu_queries.new_empty((Bq, 0), dtype=torch.int64)
+            scores = _forward(q, d, cu_queries, cu_documents, False, False)[0]
+            return ranking(scores, cu_documents, k, scales=scales, allowed=allowed)
+        _check_forward(q, d, cu_queries, cu_documents, False)  # a part's bounds do not tell where the whole ends
+        best, documents = q.new_empty((Bq, 0), dtype=torch.float32), q.new_empty((Bq, 0), dtype=torch.int64)
         for first in range(0, Bd, at_once):
-            own = slice(first, first + at_once)
             bounds = cu_documents[first : first + at_once + 1]
             start, stop = bounds[[0, -1]].tolist()
             scores = _forward(q, d[start:stop], cu_queries, bounds - start, False, False)[0]
-            scale, fit = (None if x is None else x[own] for x in (scales, allowed))
-            found = ranking(scores, bounds, k, scales=scale, allowed=fit)
-            best, order = torch.cat((best, found[0]), 1).sort(1, descending=True, stable=True)  # the earlier stays before
-            documents = torch.cat((documents, found[1] + first * (found[1] >= 0)), 1).gather(1, order)
-            best, documents = best[:, :k], documents[:, :k]
+            scale, fit = (None if x is None else x[first : first + at_once] for x in (scales, allowed))
+            top, found = ranking(scores, bounds, k, scales=scale, allowed=fit)
+            found = torch.where(found < 0, found, found + first)
+            # Of equals the earlier part's stays before.
+            best, order = torch.cat((best, top), 1).sort(dim=1, descending=True, stable=True)
+            best, documents = best[:, :k], torch.cat((documents, found), 1).gather(1, order[:, :k])
     return best, documents
 
 
@@ -191,4 +193,3 @@ def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -
     checks.boolean(mask=mask)
     kept = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
     return unpad(x, mask.nonzero().squeeze(1)), kept[cu_seqlens.long()].int()
-

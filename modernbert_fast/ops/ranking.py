@@ -13,18 +13,29 @@ from modernbert_fast.ops import checks
 _FEW = 128  # that a kernel takes one after the other
 
 
-def _check(scores: torch.Tensor, cu_documents: torch.Tensor, scales: Any, allowed: Any, k: int) -> None:
+def check_choice(x: torch.Tensor, N: int, k: int, scales: torch.Tensor | None, allowed: torch.Tensor | None) -> None:
+    """What chooses among N documents, on the device of `x`.
+
+    Raises:
+        ValueError: on shapes that do not fit, or k below 1; TypeError: on dtypes that do not.
+    """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    checks.floating(scores=scores, scales=scales)
+    checks.floating(scales=scales)
     checks.boolean(allowed=allowed)
-    checks.integer(cu_documents=cu_documents)
+    for name, given in (("scales", scales), ("allowed", allowed)):
+        checks.shape(name, given, N)
+        if given is not None:
+            checks.same_device(x, **{name: given})
+
+
+def _check(scores: torch.Tensor, cu_documents: torch.Tensor, scales: Any, allowed: Any, k: int) -> None:
+    checks.floating(scores=scores)
     checks.shape("scores", scores, None, None)
+    checks.integer(cu_documents=cu_documents)
     checks.shape("cu_documents", cu_documents, scores.shape[1] + 1)
-    for name, x in (("cu_documents", cu_documents), ("scales", scales), ("allowed", allowed)):
-        if x is not None:
-            checks.same_device(scores, **{name: x})
-            checks.shape(name, x, scores.shape[1] + (name == "cu_documents"))
+    checks.same_device(scores, cu_documents=cu_documents)
+    check_choice(scores, scores.shape[1], k, scales, allowed)
 
 
 def _call(scores: torch.Tensor, cu_documents: torch.Tensor, scales: Any, allowed: Any, k: int) -> Call:

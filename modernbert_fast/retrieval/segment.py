@@ -16,11 +16,12 @@ from modernbert_fast.retrieval.manifest import SegmentEntry
 
 
 class Vectors(NamedTuple):
-    """Vectors (T, D) of documents, their bounds (N + 1,) and, for int8, a scale (N,) each."""
+    """Vectors (T, D) of documents, their bounds (N + 1,), for int8 a scale (N,) each; which are there, if not all."""
 
     vectors: torch.Tensor
     bounds: torch.Tensor
     scales: torch.Tensor | None
+    live: torch.Tensor | None
 
 
 class Segment:
@@ -91,12 +92,12 @@ class Segment:
 
     def on(self, device: torch.device) -> Vectors:
         """The vectors on a device, which keeps them; on the CPU those of the mapped file."""
-        here = Vectors(self.vectors, self.bounds, self.scales)
+        here = Vectors(self.vectors, self.bounds, self.scales, self.live)
         if device == self.vectors.device:
             return here
         if device not in self._elsewhere:
-            scales = None if self.scales is None else self.scales.to(device)
-            self._elsewhere[device] = Vectors(self.vectors.to(device), self.bounds.to(device), scales)
+            scales, live = (None if x is None else x.to(device) for x in here[2:])
+            self._elsewhere[device] = Vectors(self.vectors.to(device), self.bounds.to(device), scales, live)
         return self._elsewhere[device]
 
     def damage(self) -> list[str]:
