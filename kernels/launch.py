@@ -196,18 +196,18 @@ def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
 
 
 def maxsim_forward(q: torch.Tensor, d: torch.Tensor, queries: int, winners: bool) -> list[dict[str, Any]]:
-    """Blocks of each launch that scores need, for queries of more than ABOVE and up to UP_TO tokens.
+    """Blocks of each launch that scores need, for queries of more than ABOVE and up to UP_TO tokens; None is all.
 
     The blocks of a query depend on its own length. Winners need registers, so they keep the small ones.
     """
     short, long = maxsim("fwd int8" if d.dtype == torch.int8 else "fwd", q), maxsim("fwd long", q)
     tile = short["BLOCK_M"]
     if winners or tile == long["BLOCK_M"]:
-        return [short | {"ABOVE": -1, "UP_TO": 2**31 - 1}]
+        return [short | {"ABOVE": None, "UP_TO": None}]
     if len(q) <= tile:
         return [short | {"ABOVE": -1, "UP_TO": tile}]
     if queries == 1:
-        return [long | {"ABOVE": -1, "UP_TO": 2**31 - 1}]
+        return [long | {"ABOVE": None, "UP_TO": None}]
     return [short | {"ABOVE": -1, "UP_TO": tile}, long | {"ABOVE": tile, "UP_TO": 2**31 - 1}]
 
 

@@ -95,11 +95,11 @@ def _fwd_kernel(
     query, column = tl.program_id(0) % Bq, tl.program_id(0) // Bq
     start_m, end_m = bounds(cu_queries_ptr, query, Tq)
     start_n, end_n = bounds(cu_documents_ptr, query if PAIRWISE else column, Td)
-    own = (end_m - start_m > ABOVE) & (end_m - start_m <= UP_TO)  # else it is another launch's
+    own = UP_TO is None or (end_m - start_m > ABOVE) & (end_m - start_m <= UP_TO)  # else it is another launch's
     UNIT: tl.constexpr = min(BLOCK_M, 32)
     i_m, part = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_M // UNIT)[:, None]
     score = tl.zeros((UNIT,), tl.float32)
-    if UP_TO <= BLOCK_M:
+    if UP_TO == BLOCK_M:
         top, _ = _tops(
             q_ptr, d_ptr, start_m, end_m, start_n, tl.where(own, end_n, start_n), stride_qt, stride_dt, D,
             WINNERS, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE, PRECISION,

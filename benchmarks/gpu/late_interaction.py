@@ -48,7 +48,7 @@ def cases(sizes: Sizes) -> Iterator[Case]:
 def search(sizes: Sizes, dtype: str) -> dict[str, Any]:
     """One query of 32 vectors over as many documents and vectors as sentence-transformers times: 4,874 and 608,414."""
     documents, total = (40, 400) if sizes.dry else (4874, 608_414)
-    lengths = _lengths(documents, total)
+    lengths = lengths_of(documents, total)
     cu = torch.tensor([*itertools.accumulate(lengths, initial=0)], dtype=torch.int32)
     query, vectors = _unit(32, sizes), _unit(total, sizes)
     one = torch.tensor([0, 32], dtype=torch.int32, device=sizes.device)
@@ -240,7 +240,7 @@ def _unit(tokens: int, sizes: Sizes) -> torch.Tensor:
     return torch.nn.functional.normalize(x, dim=1).to(torch.float32 if sizes.dry else torch.float16)
 
 
-def _lengths(documents: int, total: int) -> list[int]:
+def lengths_of(documents: int, total: int) -> list[int]:
     """Lengths of documents, uneven, that add up."""
     weights = [1 + i * 7919 % 245 for i in range(documents)]
     scaled = [max(1, w * total // sum(weights)) for w in weights]

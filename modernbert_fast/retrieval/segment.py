@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from modernbert_fast.retrieval import quantize
@@ -76,8 +77,13 @@ class Segment:
 
     def id(self, row: int) -> str:
         """The id of one document, without reading the others."""
-        data, bounds = self._ids
-        return data[int(bounds[row]) : int(bounds[row + 1])].numpy().tobytes().decode("utf-8", "replace")
+        data, bounds = self._id_arrays
+        return data[bounds[row] : bounds[row + 1]].tobytes().decode("utf-8", "replace")
+
+    @cached_property
+    def _id_arrays(self) -> tuple[np.ndarray, ...]:
+        """Both parts of the ids for NumPy, which takes an element in a tenth of torch's time."""
+        return tuple(part.numpy() for part in self._ids)
 
     def selected(self, where: Mapping[str, Any] | None) -> torch.Tensor | None:
         """(N,) bool, the documents that are there and have these attributes; None when that is all of them."""
