@@ -98,7 +98,7 @@ def differentiable(function: type[torch.autograd.Function], op: Callable) -> Cal
 
 def wants_gradients(*inputs: torch.Tensor) -> bool:
     """Whether a derivative of what is computed now, from these inputs where some are named, may be asked for."""
-    tracked = torch.is_grad_enabled() and (not inputs or any(x.requires_grad for x in inputs))
+    tracked = torch.is_grad_enabled() and (len(inputs) == 0 or any(x.requires_grad for x in inputs))
     return tracked or (not torch.compiler.is_compiling() and is_transformed())
 
 
