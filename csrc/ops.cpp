@@ -61,4 +61,6 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
   m.def(
       "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
       " bool pairwise) -> (Tensor dq, Tensor dd)");
+
+  m.def("decompress_forward(Tensor codes, Tensor nearest, Tensor centroids, Tensor levels) -> Tensor");
 }

@@ -10,9 +10,11 @@ from torch.autograd.function import once_differentiable
 from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
+from modernbert_fast.ops.decompress import Compressed
 from modernbert_fast.ops.padding import unpad
 
 _SCORES = 2**26  # that a search holds at one time
+_ELEMENTS = 2**22  # of compressed documents that are decompressed at one time: they stay in the last-level cache
 _MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
 
 
@@ -125,7 +127,7 @@ def maxsim(
 
 def maxsim_topk(
     q: torch.Tensor,
-    d: torch.Tensor,
+    d: torch.Tensor | Compressed,
     cu_queries: torch.Tensor,
     cu_documents: torch.Tensor,
     k: int,
@@ -139,7 +141,7 @@ def maxsim_topk(
     bounds of each part are read from the device; else nothing is. No gradients.
 
     Args:
-        q, d, cu_queries, cu_documents: as for `maxsim`.
+        q, d, cu_queries, cu_documents: as for `maxsim`; compressed documents are the integers that they stand for.
         k: at most this many each.
         scales: (Bd,) positive floating point factor of each document's scores, which int8 documents need.
         allowed: (Bd,) bool, the documents that may be found; those without tokens or with a score of NaN never are.
@@ -162,7 +164,7 @@ def maxsim_topk(
     best = q.new_empty((max(Bq, 0), 0), dtype=torch.int64)
     at_once = max(1, _SCORES // max(Bq, 1))
     if at_once < Bd:  # a part's bounds do not tell where the whole begins and ends
-        _check_forward(q, d, cu_queries, cu_documents, False)
+        checks.cu_seqlens("cu_documents", cu_documents, d.shape[0])
     with torch.no_grad():
         for first in range(0, max(Bd, 1), at_once):
             part, bounds = d, cu_documents
@@ -171,7 +173,7 @@ def maxsim_topk(
                 start, stop = bounds[[0, -1]].tolist()
                 part, bounds = d[start:stop], bounds - start
             own = slice(first, first + at_once)
-            scores = _forward(q, part, cu_queries, bounds, False, False)[0]
+            scores = _scores(q, part, cu_queries, bounds)
             scores = (scores if scales is None else scores * scales[own]).float()
             found = bounds.diff() > 0 if allowed is None else (bounds.diff() > 0) & allowed[own]
             scores = scores.masked_fill(~found | scores.isnan(), float("-inf"))
@@ -206,6 +208,23 @@ def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -
     checks.boolean(mask=mask)
     kept = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
     return unpad(x, mask.nonzero().squeeze(1)), kept[cu_seqlens.long()].int()
+
+
+def _scores(q: Any, d: torch.Tensor | Compressed, cu_queries: Any, cu_documents: Any) -> torch.Tensor:
+    """The scores (Bq, Bd) of a search. Compressed documents become integers some at a time, whole ones."""
+    if isinstance(d, torch.Tensor):
+        return _forward(q, d, cu_queries, cu_documents, False, False)[0]
+    T, step = d.shape[0], max(1, _ELEMENTS // max(d.shape[1], 1))
+    starts = torch.arange(0, max(T, 1), step, dtype=torch.int32, device=cu_documents.device)
+    firsts = [*torch.searchsorted(cu_documents, starts).tolist(), cu_documents.numel() - 1]
+    rows = cu_documents[firsts].tolist()
+    if rows[0] != 0 or rows[-1] != T:  # that they rise in between is seen where they are scored
+        raise ValueError(f"cu_documents must rise from 0 to the number of tokens, {T}, got {rows[0]} to {rows[-1]}")
+    parts = []
+    for first, last, start, stop in zip(firsts, firsts[1:], rows, rows[1:], strict=False):
+        bounds = cu_documents[first : last + 1] - start
+        parts.append(_forward(q, d[start:stop].char(), cu_queries, bounds, False, False)[0])
+    return torch.cat(parts, dim=1)
 
 
 def _ranked(scores: torch.Tensor, first: int) -> torch.Tensor:

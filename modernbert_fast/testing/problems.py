@@ -345,6 +345,20 @@ def maxsim(
     )  # fmt: skip
 
 
+def decompress(T: int, K: int, D: int, device: torch.device) -> Problem:
+    """T vectors of D elements near K centroids; whole numbers of the full range, so that some sums are beyond it."""
+    return Problem(
+        "decompress", torch.float32, device,
+        lambda draw: {
+            "codes": draw.integers(0, 256, T, (D + 1) // 2, dtype=torch.uint8),
+            "nearest": draw.integers(0, max(K, 1), T, dtype=torch.int16),
+            "centroids": draw.integers(-128, 128, K, D, dtype=torch.int8),
+            "levels": draw.integers(-128, 128, K, 16, dtype=torch.int8),
+        },
+        ops.decompress, plain.decompress, exact=True,
+    )  # fmt: skip
+
+
 def cross_entropy(
     T: int, C: int, V: int, dtype: torch.dtype, device: torch.device, *, bias: bool = True, labelled: float = 0.3
 ) -> Problem:

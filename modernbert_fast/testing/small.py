@@ -60,6 +60,7 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     "maxsim": lambda dtype, device: [
         problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)
     ],
+    "decompress": lambda dtype, device: [problems.decompress(9, 3, D, device) for D in (33, 48)],
     "cross_entropy": lambda dtype, device: [
         problems.cross_entropy(9, 12, 17, dtype, device, bias=bias, labelled=0.6) for bias in (False, True)
     ],

@@ -82,6 +82,9 @@ TAILS: dict[str, Callable[[int, torch.dtype, torch.device], list[Problem]]] = {
     ],
     "pooling": _pooling,
     "maxsim": _maxsim,
+    "decompress": lambda n, dtype, device: [
+        problems.decompress(T, K, D, device) for T, K, D in ((n, 2, 5), (3, n, 5), (3, 2, n))
+    ],
     "cross_entropy": lambda n, dtype, device: [
         problems.cross_entropy(T, C, V, dtype, device) for T, C, V in ((n, 3, 5), (3, n, 5), (3, 5, n))
     ],
