@@ -1,6 +1,6 @@
 // Vectors of 4 bits an element: a centroid plus one of its 16 levels. Reference: modernbert_fast/reference/decompress.py
 
-typedef int8_t Sixteen __attribute__((vector_size(16)));
+typedef uint8_t Sixteen __attribute__((vector_size(16)));  // sums are modulo 256, whatever the sign
 
 MODERNBERT_FAST_INLINE Sixteen load_sixteen(const void* p) {
   Sixteen v;
@@ -8,21 +8,9 @@ MODERNBERT_FAST_INLINE Sixteen load_sixteen(const void* p) {
   return v;
 }
 
-/// a + b, or the end of the range that it is beyond.
-MODERNBERT_FAST_INLINE Sixteen add_within(Sixteen a, Sixteen b) {
-#if defined(__x86_64__) && !defined(MODERNBERT_FAST_LANES)
-  return bit_cast<Sixteen>(_mm_adds_epi8(bit_cast<__m128i>(a), bit_cast<__m128i>(b)));
-#else
-  typedef int16_t Wide __attribute__((vector_size(32)));
-  Wide sum = __builtin_convertvector(a, Wide) + __builtin_convertvector(b, Wide);
-  sum = sum > 127 ? Wide{} + 127 : sum;
-  return __builtin_convertvector(sum < -128 ? Wide{} - 128 : sum, Sixteen);
-#endif
-}
-
 /// y (16,) = centroid + the level that the low four bits of each code name.
 MODERNBERT_FAST_INLINE void add_levels(Sixteen codes, Sixteen levels, const int8_t* centroid, int8_t* y) {
-  const Sixteen sum = add_within(load_sixteen(centroid), __builtin_shuffle(levels, codes & 15));
+  const Sixteen sum = load_sixteen(centroid) + __builtin_shuffle(levels, codes & 15);
   __builtin_memcpy(y, &sum, sizeof(sum));
 }
 

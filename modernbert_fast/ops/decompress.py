@@ -49,7 +49,7 @@ def decompress(
         levels: (K, 16) int8, those of the vectors of each centroid.
 
     Returns:
-        (T, D) int8; a sum beyond the range of a byte becomes the end of that range.
+        (T, D) int8; sums are modulo 256.
 
     Raises:
         ValueError, TypeError: on shapes or dtypes that do not fit; IndexError: on a centroid outside [0, K).
@@ -76,6 +76,10 @@ class Compressed:
     @property
     def device(self) -> torch.device:
         return self.codes.device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in vars(self).values())
 
     def __getitem__(self, rows: Any) -> Compressed:
         return Compressed(self.codes[rows], self.nearest[rows], self.centroids, self.levels)

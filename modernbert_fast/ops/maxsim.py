@@ -14,7 +14,7 @@ from modernbert_fast.ops.decompress import Compressed
 from modernbert_fast.ops.padding import unpad
 
 _SCORES = 2**26  # that a search holds at one time
-_ELEMENTS = 2**22  # of compressed documents that are decompressed at one time: they stay in the last-level cache
+_ELEMENTS = 2**21  # of compressed documents that are decompressed at one time: they stay in the last-level cache
 _MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
 
 
@@ -143,7 +143,7 @@ def maxsim_topk(
     Args:
         q, d, cu_queries, cu_documents: as for `maxsim`; compressed documents are the integers that they stand for.
         k: at most this many each.
-        scales: (Bd,) positive floating point factor of each document's scores, which int8 documents need.
+        scales: (Bd,) floating point factor, at least 0, of each document's scores, which int8 documents need.
         allowed: (Bd,) bool, the documents that may be found; those without tokens or with a score of NaN never are.
 
     Returns:

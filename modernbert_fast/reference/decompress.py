@@ -11,5 +11,4 @@ def forward(
     """codes (T, D / 2, rounded up), nearest (T,), centroids (K, D), levels (K, 16) -> (T, D) int8."""
     near = nearest.long()
     places = torch.cat((codes & 15, codes >> 4), dim=1)[:, : centroids.shape[1]]
-    sums = centroids[near].short() + levels[near].gather(1, places.long())
-    return sums.clamp(-128, 127).to(torch.int8)
+    return centroids[near] + levels[near].gather(1, places.long())

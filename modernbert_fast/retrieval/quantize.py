@@ -35,8 +35,8 @@ def store(vectors: torch.Tensor, bounds: torch.Tensor, dtype: str) -> dict[str, 
         norms = _of_documents(wide.norm(dim=1), lengths)
         share = (largest / norms.repeat_interleave(lengths)).nan_to_num()  # of a norm that is zero
         scales = norms * float(share.amax() if len(share) else 1) / 127
-    scales = torch.where(scales > 0, scales, 1)  # of documents that are empty or zero
-    integers = wide / scales.repeat_interleave(lengths)[:, None]
+    steps = torch.where(scales > 0, scales, 1)  # the scale of documents that are empty or zero is 0
+    integers = wide / steps.repeat_interleave(lengths)[:, None]
     if dtype == "int8":
         return {"vectors": integers.round().clamp(-127, 127).to(torch.int8), "scales": scales}
     return {**vars(residual.encode(integers)), "scales": scales}

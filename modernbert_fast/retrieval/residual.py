@@ -28,16 +28,18 @@ def encode(vectors: torch.Tensor) -> Compressed:
     if not len(sample):
         sample = vectors.new_zeros(1, vectors.shape[1])
     centroids = _centroids(sample, max(min(len(vectors) // _VECTORS, _CENTROIDS), 1))
-    left = (sample - centroids[_nearest(sample, centroids)]).flatten()
-    levels = _levels(left[torch.randint(len(left), (min(len(left), _ELEMENTS),), generator=draw)])
+    few = sample[: _ELEMENTS // vectors.shape[1] + 1]
+    levels = _levels((few - centroids[_nearest(few, centroids)]).flatten())
     codes, nearest = [torch.empty(0, (vectors.shape[1] + 1) // 2, dtype=torch.uint8)], [torch.empty(0).short()]
     for some in vectors.split(_SAMPLE):
         near = _nearest(some, centroids)
-        places = torch.bucketize(some - centroids[near], _middles(levels), out_int32=True).to(torch.uint8)
-        low, high = torch.nn.functional.pad(places, (0, places.shape[1] % 2)).chunk(2, dim=1)
+        places = torch.bucketize(some - centroids[near], _middles(levels), out_int32=True)
+        sums = centroids[near] + levels[places]
+        places += (sums < -128).int() - (sums > 127).int()  # the next level, which is within the range of a byte
+        low, high = torch.nn.functional.pad(places.to(torch.uint8), (0, places.shape[1] % 2)).chunk(2, dim=1)
         codes.append(low | high << 4)
         nearest.append(near.short())
-    every = levels.to(torch.int8).expand(len(centroids), LEVELS)
+    every = levels.short().to(torch.int8).expand(len(centroids), LEVELS)  # modulo 256, as they are added
     return Compressed(torch.cat(codes), torch.cat(nearest), centroids.to(torch.int8), every)
 
 
@@ -70,7 +72,10 @@ def _nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 
 
 def _levels(values: torch.Tensor) -> torch.Tensor:
-    """(LEVELS,) whole numbers in order, near the values (n,): Lloyd's algorithm, which is k-means of numbers."""
+    """(LEVELS,) whole numbers in order, near the values (n,): Lloyd's algorithm, which is k-means of numbers.
+
+    The first is not above 0 and the last not below, so that a centroid can be had alone, or nearly.
+    """
     deviation = float(values.std(correction=0))
     levels = values.mean() + deviation * torch.linspace(-_SPREAD, _SPREAD, LEVELS)
     for _ in range(_LEVEL_ROUNDS):
@@ -78,7 +83,8 @@ def _levels(values: torch.Tensor) -> torch.Tensor:
         members = torch.bincount(near, minlength=LEVELS)
         sums = torch.zeros(LEVELS).index_add_(0, near, values)
         levels = torch.where(members > 0, sums / members.clamp(min=1), levels)
-    return levels.round().clamp(-128, 127)
+    levels[0], levels[-1] = levels[0].clamp(max=0), levels[-1].clamp(min=0)
+    return levels.round()
 
 
 def _middles(levels: torch.Tensor) -> torch.Tensor:

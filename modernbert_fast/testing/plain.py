@@ -172,7 +172,7 @@ def decompress(
     shift = torch.where(element < half, 1, 16)
     level = codes.int()[:, element % max(half, 1)] // shift % 16
     near = nearest.int()[:, None]
-    return (centroids.int()[near, element] + levels.int()[near, level]).clip(-128, 127).char()
+    return ((centroids.int()[near, element] + levels.int()[near, level] + 128) % 256 - 128).char()
 
 
 def _products(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
