@@ -17,7 +17,7 @@ from gpu.sizes import Sizes
 from modernbert_fast import dispatch, timing
 from modernbert_fast.testing.problems import Draw, Problem
 
-OTHERS = ("rope", "padding", "pooling", "maxsim", "decompress", "cross_entropy")
+OTHERS = ("rope", "padding", "pooling", "maxsim", "cross_entropy")
 
 
 class OnDevice(Draw):

@@ -195,7 +195,7 @@ def run(folder, steps, budget, acknowledge, dtype):
 def killed_once(folder, seed, dtype="float16"):
     """A history cut short at a random byte: what was acknowledged is there, and the index works on."""
     steps, states = history(seed)
-    held = stored(folder / "held", steps, states, dtype)
+    held = states if dtype == "float16" else stored(folder / "held", steps, states, dtype)
     total = _written(folder / "whole", steps, 10**9, dtype)[1]
     budget = random.Random(seed).randrange(int(total))
     torn = folder / "torn"
