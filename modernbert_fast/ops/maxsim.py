@@ -14,7 +14,7 @@ from modernbert_fast.ops.decompress import Compressed
 from modernbert_fast.ops.padding import unpad
 
 _SCORES = 2**26  # that a search holds at one time
-_ELEMENTS = 2**21  # of compressed documents that are decompressed at one time: they stay in the last-level cache
+_ELEMENTS = 2**24  # of compressed documents that are decompressed at one time
 _MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
 
 
