@@ -1,4 +1,5 @@
-// Vectors of 4 bits an element: a centroid plus one of its 16 levels. Reference: modernbert_fast/reference/decompress.py
+// Vectors of 4 bits an element: a centroid plus one of its 16 levels. Reference:
+// modernbert_fast/reference/decompress.py
 
 typedef uint8_t Sixteen __attribute__((vector_size(16)));  // sums are modulo 256, whatever the sign
 
@@ -14,14 +15,13 @@ MODERNBERT_FAST_INLINE void add_levels(Sixteen codes, Sixteen levels, const int8
   __builtin_memcpy(y, &sum, sizeof(sum));
 }
 
-void decompress(const DecompressArgs& a, index_t begin, index_t end) {
+void decompress(const CompressedArgs& a, index_t begin, index_t end, int8_t* y) {
   constexpr index_t kStep = sizeof(Sixteen);
   const index_t half = (a.D + 1) / 2;
-  for (index_t t = begin; t < end; ++t) {
+  for (index_t t = begin; t < end; ++t, y += a.D) {
     const uint8_t* const codes = a.codes + t * a.codes_stride;
     const int8_t* const centroid = a.centroids + a.nearest[t] * a.D;
     const Sixteen levels = load_sixteen(a.levels + a.nearest[t] * kLevels);
-    int8_t* const y = a.y + t * a.D;
     index_t k = 0;
     for (; k + kStep <= a.D - half; k += kStep) {
       const Sixteen both = load_sixteen(codes + k);

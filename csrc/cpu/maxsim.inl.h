@@ -5,7 +5,8 @@
 constexpr index_t kDocumentBlock = 96;
 
 index_t maxsim_scratch(const MaxSimArgs& a, index_t columns) {
-  return columns + kTileRows * kTileColumns + kDocumentBlock * a.D;
+  const index_t integers = a.compressed != nullptr ? kDocumentBlock / 4 * a.D : 0;
+  return columns + kTileRows * kTileColumns + kDocumentBlock * a.D + integers;
 }
 
 // ---- forward
@@ -102,15 +103,21 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
   const MaxSimArgs& in = a.in;
   const index_t start = in.cu_documents[document], length = in.cu_documents[document + 1] - start;
   const index_t q_start = in.cu_queries[group.first], columns = whole_tiles(in.cu_queries[group.last] - q_start);
-  float* const best = scratch;                             // (columns,)
-  float* const scores = best + columns;                    // (kTileRows, kTileColumns)
-  float* const block = scores + kTileRows * kTileColumns;  // (kDocumentBlock, D)
+  float* const best = scratch;                                              // (columns,)
+  float* const scores = best + columns;                                     // (kTileRows, kTileColumns)
+  float* const block = scores + kTileRows * kTileColumns;                   // (kDocumentBlock, D)
+  T* const integers = reinterpret_cast<T*>(block + kDocumentBlock * in.D);  // the same, of compressed documents
   for (index_t c = 0; c < columns; c += kLanes) store(best + c, splat(-__builtin_inff()));
   memset(winner, 0, columns * sizeof(int32_t));
 
-  for (index_t first = 0; first < length; first += kDocumentBlock)
-    score_block<T, kAsDigits>(a, group, static_cast<const T*>(in.d) + (start + first) * in.d_stride,
-                              smaller(kDocumentBlock, length - first), first, columns, best, winner, scores, block);
+  for (index_t first = 0; first < length; first += kDocumentBlock) {
+    const index_t tokens = smaller(kDocumentBlock, length - first);
+    const T* d = integers;
+    if (in.compressed == nullptr) d = static_cast<const T*>(in.d) + (start + first) * in.d_stride;
+    if constexpr (is_same<T, int8_t>)
+      if (in.compressed != nullptr) decompress(*in.compressed, start + first, start + first + tokens, integers);
+    score_block<T, kAsDigits>(a, group, d, tokens, first, columns, best, winner, scores, block);
+  }
   if constexpr (kAsDigits)
     for (index_t c = 0; c < columns && length > 0; c += kLanes) {
       const float* const panel = a.panels + (group.column + c / kTileColumns * kTileColumns) * maxsim_panel_rows(in);

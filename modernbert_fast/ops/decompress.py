@@ -14,7 +14,10 @@ from modernbert_fast.ops import checks
 LEVELS = 16
 
 
-def _check(codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor) -> None:
+def check_compressed(
+    codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor
+) -> None:
+    """What the ops that take compressed vectors ask of them."""
     checks.shape("centroids", centroids, None, None)
     checks.shape("nearest", nearest, None)
     checks.shape("codes", codes, nearest.shape[0], (centroids.shape[1] + 1) // 2)
@@ -32,7 +35,7 @@ _forward = define(
     op="decompress",
     fake=lambda codes, nearest, centroids, levels: centroids.new_empty((nearest.shape[0], centroids.shape[1])),
     call=lambda codes, nearest, centroids, levels: call_of(centroids),
-    check=_check,
+    check=check_compressed,
 )
 
 

@@ -10,11 +10,10 @@ from torch.autograd.function import once_differentiable
 from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
-from modernbert_fast.ops.decompress import Compressed
+from modernbert_fast.ops.decompress import Compressed, check_compressed
 from modernbert_fast.ops.padding import unpad
 
 _SCORES = 2**26  # that a search holds at one time
-_ELEMENTS = 2**24  # of compressed documents that are decompressed at one time
 _MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
 
 
@@ -37,6 +36,17 @@ def _check_forward(
             f"pairwise scores need as many queries as documents, got {cu_queries.numel() - 1} and "
             f"{cu_documents.numel() - 1}"
         )
+
+
+def _check_compressed(
+    q: torch.Tensor, codes: Any, nearest: Any, centroids: Any, levels: Any, cu_queries: Any, cu_documents: Any
+) -> None:
+    check_compressed(codes, nearest, centroids, levels)
+    checks.floating(q=q)
+    checks.shape("q", q, None, centroids.shape[1])
+    checks.cu_seqlens("cu_queries", cu_queries, q.shape[0])
+    checks.cu_seqlens("cu_documents", cu_documents, nearest.shape[0])
+    checks.same_device(q, codes=codes, cu_queries=cu_queries, cu_documents=cu_documents)
 
 
 def _check_backward(dscores: torch.Tensor, q: Any, d: Any, cu_q: Any, cu_d: Any, argmax: Any, pairwise: bool) -> None:
@@ -65,6 +75,14 @@ _forward = define(
     call=lambda q, d, *rest: call_of(q, d),
     check=_check_forward,
 )
+_forward_compressed = define(
+    "maxsim_forward_compressed(Tensor q, Tensor codes, Tensor nearest, Tensor centroids, Tensor levels,"
+    " Tensor cu_queries, Tensor cu_documents) -> Tensor",
+    op="maxsim",
+    fake=lambda q, codes, nearest, centroids, levels, cu_q, cu_d: _fake_forward(q, None, cu_q, cu_d, False)[0],
+    call=lambda q, *rest: call_of(q),
+    check=_check_compressed,
+)
 _backward = define(
     "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
     " bool pairwise) -> (Tensor dq, Tensor dd)",
@@ -92,7 +110,7 @@ class _MaxSim(torch.autograd.Function):
 
 def maxsim(
     q: torch.Tensor,
-    d: torch.Tensor,
+    d: torch.Tensor | Compressed,
     cu_queries: torch.Tensor,
     cu_documents: torch.Tensor,
     *,
@@ -103,7 +121,8 @@ def maxsim(
 
     Args:
         q: (Tq, D) packed query tokens.
-        d: (Td, D) packed document tokens; int8 is taken as the integers it holds, and gives no gradients.
+        d: (Td, D) packed document tokens; int8 is taken as the integers it holds, and gives no gradients;
+            compressed ones likewise, and scores (Bq, Bd) alone.
         cu_queries: (Bq + 1,) int32 bounds, cu_documents: (Bd + 1,) int32 bounds.
         pairwise: score query i against document i only.
         return_argmax: also return which token won.
@@ -116,6 +135,10 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
+    if isinstance(d, Compressed):
+        if pairwise or return_argmax:
+            raise ValueError("compressed documents have no pairwise scores and no winners; decompress them")
+        return _scores(q.detach(), d, cu_queries, cu_documents)
     if d.dtype == torch.int8 or not wants_gradients():
         scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise, return_argmax)
         return (scores, argmax) if return_argmax else scores
@@ -141,7 +164,7 @@ def maxsim_topk(
     bounds of each part are read from the device; else nothing is. No gradients.
 
     Args:
-        q, d, cu_queries, cu_documents: as for `maxsim`; compressed documents are the integers that they stand for.
+        q, d, cu_queries, cu_documents: as for `maxsim`.
         k: at most this many each.
         scales: (Bd,) floating point factor, at least 0, of each document's scores, which int8 documents need.
         allowed: (Bd,) bool, the documents that may be found; those without tokens or with a score of NaN never are.
@@ -211,20 +234,10 @@ def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -
 
 
 def _scores(q: Any, d: torch.Tensor | Compressed, cu_queries: Any, cu_documents: Any) -> torch.Tensor:
-    """The scores (Bq, Bd) of a search. Compressed documents become integers some at a time, whole ones."""
-    if isinstance(d, torch.Tensor):
-        return _forward(q, d, cu_queries, cu_documents, False, False)[0]
-    T, step = d.shape[0], max(1, _ELEMENTS // max(d.shape[1], 1))
-    starts = torch.arange(0, max(T, 1), step, dtype=torch.int32, device=cu_documents.device)
-    firsts = [*torch.searchsorted(cu_documents, starts).tolist(), cu_documents.numel() - 1]
-    rows = cu_documents[firsts].tolist()
-    if rows[0] != 0 or rows[-1] != T:  # that they rise in between is seen where they are scored
-        raise ValueError(f"cu_documents must rise from 0 to the number of tokens, {T}, got {rows[0]} to {rows[-1]}")
-    parts = []
-    for first, last, start, stop in zip(firsts, firsts[1:], rows, rows[1:], strict=False):
-        bounds = cu_documents[first : last + 1] - start
-        parts.append(_forward(q, d[start:stop].char(), cu_queries, bounds, False, False)[0])
-    return torch.cat(parts, dim=1)
+    """(Bq, Bd), without gradients."""
+    if isinstance(d, Compressed):
+        return _forward_compressed(q, *vars(d).values(), cu_queries, cu_documents)
+    return _forward(q, d, cu_queries, cu_documents, False, False)[0]
 
 
 def _ranked(scores: torch.Tensor, first: int) -> torch.Tensor:

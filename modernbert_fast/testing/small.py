@@ -58,7 +58,8 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
         for mode, normalize in itertools.product(("cls", "mean"), (False, True))
     ],
     "maxsim": lambda dtype, device: [
-        problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)
+        *(problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)),
+        problems.maxsim_compressed((3, 1, 4), (5, 2, 7), 3, 65, dtype, device),
     ],
     "decompress": lambda dtype, device: [problems.decompress(9, 3, D, device) for D in (33, 48)],
     "cross_entropy": lambda dtype, device: [

@@ -61,11 +61,13 @@ def _pooling(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
 
 
 def _maxsim(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
-    return [
+    sizes = (((n, 2), (3, n), 5), ((2, 1), (3, 1), n))
+    whole = [
         problems.maxsim(queries, documents, D, dtype, device, pairwise=pairwise)
-        for queries, documents, D in (((n, 2), (3, n), 5), ((2, 1), (3, 1), n))
+        for queries, documents, D in sizes
         for pairwise in (False, True)
     ]
+    return whole + [problems.maxsim_compressed(queries, documents, 2, D, dtype, device) for queries, documents, D in sizes]
 
 
 # The new op of the table adds its own.

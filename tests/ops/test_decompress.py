@@ -1,8 +1,5 @@
 """Decompression: every width and every sum, exact to the bit; arguments that would be read out of bounds."""
 
-import itertools
-import sys
-
 import pytest
 import torch
 
@@ -59,24 +56,3 @@ def test_rows_of_compressed_vectors(backend, device):
     for rows in (slice(3, 7), slice(0, 0), torch.arange(20, device=device) % 3 == 1):
         assert_same_bits(vectors[rows].char(), whole[rows])
         assert_same_bits(vectors[rows].float(), whole[rows].float())
-
-
-def test_search_in_compressed_vectors_is_that_in_what_they_stand_for(backend, device, monkeypatch):
-    """To the bit, however many are decompressed at a time: texts longer than that, and empty ones."""
-    lengths = (3, 0, 70, 1, 1, 0, 0, 25, 0)
-    vectors = ops.Compressed(**problems.decompress(100, 4, 24, device).inputs())
-    draw = problems.Draw(0, torch.float32, device)
-    q, cu_queries, bounds = draw(7, 24), draw.bounds((3, 4)), draw.bounds(lengths)
-    scales = torch.rand(len(lengths), device=device) + 0.5
-    expected = ops.maxsim_topk(q, vectors.char(), cu_queries, bounds, 9, scales=scales)
-    for elements, scores in itertools.product((1, 24 * 10, 24 * 200), (1, 8, 2**26)):
-        monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_ELEMENTS", elements)
-        monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", scores)
-        for got, wanted in zip(
-            ops.maxsim_topk(q, vectors, cu_queries, bounds, 9, scales=scales), expected, strict=True
-        ):
-            assert_same_bits(got, wanted)
-    for wrong in (bounds + 1, bounds - 1, bounds.flip(0), bounds[:-3]):
-        with pytest.raises(ValueError, match="bounds|cu_|rise|tokens"):
-            ops.maxsim_topk(q, vectors, cu_queries, wrong, 3)
-    assert ops.maxsim_topk(q, vectors[:0], cu_queries, bounds[:1], 2)[1].tolist() == [[-1, -1], [-1, -1]]

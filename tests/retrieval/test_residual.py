@@ -1,7 +1,5 @@
 """Vectors of 4 bits an element in an index: what they lose, what they take, what a merge keeps, and files that lie."""
 
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -86,12 +84,11 @@ def test_documents_of_any_length_keep_their_direction(tmp_path):
     assert (torch.cosine_similarity(stored, vectors)[:75] > 0.99).all() and not stored[75:].any()
 
 
-def test_search_is_that_of_what_is_stored(tmp_path, monkeypatch):
-    """Two segments, each in many parts."""
+def test_search_is_that_of_what_is_stored(tmp_path):
+    """In two segments."""
     vectors = clustered(1000, 32)
     for first in (0, 100):
         fill(tmp_path, vectors[5 * first : 5 * first + 500], first=first)
-    monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_ELEMENTS", 32 * 70)
     index, queries = Index(tmp_path), clustered(6, 32, clusters=3)
     stored = decoded(index)
     truth = (queries.double() @ stored.double().T).view(6, 200, 5).amax(2).view(2, 3, 200).sum(1)

@@ -27,8 +27,8 @@ namespace {
 #include "../pooling.inl.h"
 #include "../attention.inl.h"
 #include "../digits.inl.h"
-#include "../maxsim.inl.h"
 #include "../decompress.inl.h"
+#include "../maxsim.inl.h"
 // clang-format on
 
 }  // namespace
