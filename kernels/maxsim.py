@@ -119,9 +119,9 @@ def forward_compressed(
     cu_queries: torch.Tensor,
     cu_documents: torch.Tensor,
 ) -> torch.Tensor:
-    """q (Tq, D), documents as decompress takes them -> scores (Bq, Bd). They become integers some at a time, whole ones.
+    """q (Tq, D), documents as decompress takes them -> scores (Bq, Bd).
 
-    The host waits for the bounds of each part.
+    Documents become integers some at a time, whole ones. The host waits for their bounds.
     """
     T, step = nearest.shape[0], max(1, _ELEMENTS // max(q.shape[1], 1))
     starts = torch.arange(0, max(T, 1), step, dtype=torch.int32, device=q.device)

@@ -1,4 +1,4 @@
-"""Vectors that are stored in 4 bits an element, as integers again. Reference: modernbert_fast/reference/decompress.py."""
+"""Vectors of 4 bits an element, as integers again. Reference: modernbert_fast/reference/decompress.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from modernbert_fast.ops import checks
 LEVELS = 16
 
 
-def check_compressed(
-    codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor
-) -> None:
+def check_compressed(codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor) -> None:
     """What the ops that take compressed vectors ask of them."""
     checks.shape("centroids", centroids, None, None)
     checks.shape("nearest", nearest, None)

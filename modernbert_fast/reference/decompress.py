@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def forward(
-    codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor
-) -> torch.Tensor:
+def forward(codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """codes (T, D / 2, rounded up), nearest (T,), centroids (K, D), levels (K, 16) -> (T, D) int8."""
     near = nearest.long()
     places = torch.cat((codes & 15, codes >> 4), dim=1)[:, : centroids.shape[1]]

@@ -17,9 +17,9 @@ def store(vectors: torch.Tensor, bounds: torch.Tensor, dtype: str) -> dict[str, 
     """Vectors (T, D) floating point of documents (N + 1,) as an index stores them.
 
     int8 rounds to 127 steps of the largest element of a document, an error of at most 1/254 of that an element. One
-    scale serves the whole document, so that the best of its vectors is found among integers. residual4 has such integers
-    too, in proportion to the document's longest vector, for those of one length to be near the same centroids, and
-    keeps about the 4 bits that matter of what the nearest centroid leaves.
+    scale serves the whole document, so that the best of its vectors is found among integers. residual4 has integers and
+    a scale too, in proportion to the document's longest vector, so that vectors of one length are near the same
+    centroids; of the integers it keeps what residual.encode says.
 
     Returns:
         vectors (T, D), or the parts of a Compressed for residual4; for both kinds of integers also scales (N,) fp32: a

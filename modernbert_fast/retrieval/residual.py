@@ -7,6 +7,7 @@ decoded is int8 with a scale a document, and is searched as such.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 
 from modernbert_fast.ops.decompress import LEVELS, Compressed

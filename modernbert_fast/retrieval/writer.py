@@ -295,7 +295,6 @@ class IndexWriter:
         if group:
             yield group
 
-
     def _fits(self, group: Sequence[Segment]) -> bool:
         """Whether the documents that are left fit one segment."""
         centroids = sum(member.centroids() for member in group)

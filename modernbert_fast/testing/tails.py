@@ -67,7 +67,8 @@ def _maxsim(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
         for queries, documents, D in sizes
         for pairwise in (False, True)
     ]
-    return whole + [problems.maxsim_compressed(queries, documents, 2, D, dtype, device) for queries, documents, D in sizes]
+    compressed = [problems.maxsim_compressed(*lengths, 2, D, dtype, device) for *lengths, D in sizes]
+    return whole + compressed
 
 
 # The new op of the table adds its own.

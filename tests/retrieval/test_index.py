@@ -5,6 +5,7 @@ import random
 import sys
 from types import SimpleNamespace
 
+import damaged_index
 import index_histories as histories
 import pytest
 import torch
@@ -240,7 +241,7 @@ def test_a_kill_between_rename_and_answer_would_be_noticed(tmp_path, monkeypatch
 
 def test_fuzzed_files_never_crash(tmp_path):
     rounds = 1500
-    assert histories.fuzzed(tmp_path, rounds) > 0.9 * rounds  # the rest tells lies that do no harm
+    assert damaged_index.fuzzed(tmp_path, rounds) > 0.9 * rounds  # the rest tells lies that do no harm
 
 
 def test_attributes_that_are_no_objects_are_refused(tmp_path, monkeypatch):
