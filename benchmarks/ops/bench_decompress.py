@@ -2,9 +2,9 @@
 
 from harness import Case
 
-from modernbert_fast.testing import problems
+from modernbert_fast.testing import compressed
 
 
 def cases(T, dtype, device):
     D, centroids = 128, 256
-    yield Case(f"{T} vectors of {D}", problems.decompress(T, centroids, D, device), T * (D // 2 + 2 + D))
+    yield Case(f"{T} vectors of {D}", compressed.decompress(T, centroids, D, device), T * (D // 2 + 2 + D))

@@ -345,44 +345,6 @@ def maxsim(
     )  # fmt: skip
 
 
-def maxsim_compressed(
-    queries: Sequence[int], documents: Sequence[int], K: int, D: int, dtype: torch.dtype, device: torch.device
-) -> Problem:
-    """q (Tq, D) against compressed documents near K centroids."""
-    vectors = decompress(sum(documents), K, D, device)
-    names = ("q", "cu_queries", "cu_documents")
-
-    def call(function: Callable[..., Any], compressed: Callable[..., Any], inputs: Tensors, *rest: bool) -> Any:
-        q, *bounds = (inputs[name] for name in names)
-        return function(q, compressed(**{n: x for n, x in inputs.items() if n not in names}), *bounds, *rest)
-
-    return Problem(
-        "maxsim", dtype, device,
-        lambda draw: {
-            "q": draw(sum(queries), D),
-            **vectors.draw(draw),
-            "cu_queries": draw.bounds(queries),
-            "cu_documents": draw.bounds(documents),
-        },
-        lambda **inputs: call(ops.maxsim, ops.Compressed, inputs),
-        lambda **inputs: call(plain.maxsim, lambda **x: plain.decompress(**x).to(inputs["q"].dtype), inputs, False),
-    )  # fmt: skip
-
-
-def decompress(T: int, K: int, D: int, device: torch.device) -> Problem:
-    """T vectors of D elements near K centroids; whole numbers of the full range, so that some sums are beyond it."""
-    return Problem(
-        "decompress", torch.float32, device,
-        lambda draw: {
-            "codes": draw.integers(0, 256, T, (D + 1) // 2, dtype=torch.uint8),
-            "nearest": draw.integers(0, max(K, 1), T, dtype=torch.int16),
-            "centroids": draw.integers(-128, 128, K, D, dtype=torch.int8),
-            "levels": draw.integers(-128, 128, K, 16, dtype=torch.int8),
-        },
-        ops.decompress, plain.decompress, exact=True,
-    )  # fmt: skip
-
-
 def cross_entropy(
     T: int, C: int, V: int, dtype: torch.dtype, device: torch.device, *, bias: bool = True, labelled: float = 0.3
 ) -> Problem:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from modernbert_fast.testing import problems
+from modernbert_fast.testing import compressed, problems
 from modernbert_fast.testing.problems import Problem
 
 
@@ -59,9 +59,9 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     ],
     "maxsim": lambda dtype, device: [
         *(problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)),
-        problems.maxsim_compressed((3, 1, 4), (5, 2, 7), 3, 65, dtype, device),
+        compressed.maxsim((3, 1, 4), (5, 2, 7), 3, 65, dtype, device),
     ],
-    "decompress": lambda dtype, device: [problems.decompress(9, 3, D, device) for D in (33, 48)],
+    "decompress": lambda dtype, device: [compressed.decompress(9, 3, D, device) for D in (33, 48)],
     "cross_entropy": lambda dtype, device: [
         problems.cross_entropy(9, 12, 17, dtype, device, bias=bias, labelled=0.6) for bias in (False, True)
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from modernbert_fast.testing import problems
+from modernbert_fast.testing import compressed, problems
 from modernbert_fast.testing.problems import Problem
 
 SIZES = range(1, 65)  # four vectors of the widest instruction set, which is what a loop takes at once
@@ -67,8 +67,8 @@ def _maxsim(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
         for queries, documents, D in sizes
         for pairwise in (False, True)
     ]
-    compressed = [problems.maxsim_compressed(*lengths, 2, D, dtype, device) for *lengths, D in sizes]
-    return whole + compressed
+    coded = [compressed.maxsim(queries, documents, 2, D, dtype, device) for queries, documents, D in sizes]
+    return whole + coded
 
 
 # The new op of the table adds its own.
@@ -86,7 +86,7 @@ TAILS: dict[str, Callable[[int, torch.dtype, torch.device], list[Problem]]] = {
     "pooling": _pooling,
     "maxsim": _maxsim,
     "decompress": lambda n, dtype, device: [
-        problems.decompress(T, K, D, device) for T, K, D in ((n, 2, 5), (3, n, 5), (3, 2, n))
+        compressed.decompress(T, K, D, device) for T, K, D in ((n, 2, 5), (3, n, 5), (3, 2, n))
     ],
     "cross_entropy": lambda n, dtype, device: [
         problems.cross_entropy(T, C, V, dtype, device) for T, C, V in ((n, 3, 5), (3, n, 5), (3, 5, n))

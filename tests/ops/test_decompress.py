@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modernbert_fast import ops
-from modernbert_fast.testing import assert_same_bits, checks, memory, problems
+from modernbert_fast.testing import assert_same_bits, checks, compressed, memory
 
 OP = "decompress"
 
@@ -13,7 +13,7 @@ OP = "decompress"
 @pytest.mark.parametrize("T, K", [(0, 1), (0, 0), (1, 1), (66, 300)])
 def test_accuracy(backend, device, T, K, D):
     for layout in memory.LAYOUTS:
-        checks.check_accuracy(problems.decompress(T, K, D, device), layout)
+        checks.check_accuracy(compressed.decompress(T, K, D, device), layout)
 
 
 def test_every_sum_of_a_centroid_and_a_level(backend, device):
@@ -27,7 +27,7 @@ def test_every_sum_of_a_centroid_and_a_level(backend, device):
 
 
 def test_refuses(backend, device):
-    problem = problems.decompress(5, 3, 8, device)
+    problem = compressed.decompress(5, 3, 8, device)
     codes, nearest, centroids, levels = problem.inputs().values()
     beyond, below = nearest.clone(), nearest.clone()
     beyond[2], below[4] = 3, -1
@@ -50,7 +50,7 @@ def test_refuses(backend, device):
 
 
 def test_rows_of_compressed_vectors(backend, device):
-    inputs = problems.decompress(20, 3, 9, device).inputs()
+    inputs = compressed.decompress(20, 3, 9, device).inputs()
     whole, vectors = ops.decompress(**inputs), ops.Compressed(**inputs)
     assert vectors.shape == (20, 9) and vectors.device == whole.device
     for rows in (slice(3, 7), slice(0, 0), torch.arange(20, device=device) % 3 == 1):

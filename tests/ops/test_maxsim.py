@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, ops
-from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, memory, plain, problems
+from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, compressed, memory, plain, problems
 
 OP = "maxsim"
 CASES = [  # queries, documents, width
@@ -302,11 +302,11 @@ COMPRESSED = [  # queries, documents, elements
 def test_compressed_documents(backend, device, dtype, case):
     """Scores by the error rule, and to the bit those of the integers that they stand for."""
     queries, documents, D = COMPRESSED[case]
-    problem = problems.maxsim_compressed(queries, documents, 5, D, dtype, device)
+    problem = compressed.maxsim(queries, documents, 5, D, dtype, device)
     for layout in memory.LAYOUTS:
         checks.check_accuracy(problem, layout)
-    q, *compressed, cu_queries, cu_documents = problem.inputs().values()
-    d = ops.Compressed(*compressed)
+    q, *parts, cu_queries, cu_documents = problem.inputs().values()
+    d = ops.Compressed(*parts)
     assert_same_bits(ops.maxsim(q, d, cu_queries, cu_documents), ops.maxsim(q, d.char(), cu_queries, cu_documents))
 
 
@@ -317,15 +317,15 @@ def test_compressed_documents_in_parts(backend, device, monkeypatch, elements):
     from modernbert_fast.kernels import maxsim as kernels
 
     monkeypatch.setattr(kernels, "_ELEMENTS", elements)
-    problem = problems.maxsim_compressed((3, 4), (0, 3, 70, 1, 0, 25, 0, 0), 4, 24, torch.float32, device)
+    problem = compressed.maxsim((3, 4), (0, 3, 70, 1, 0, 25, 0, 0), 4, 24, torch.float32, device)
     checks.check_accuracy(problem, "contiguous")
 
 
 def test_search_in_compressed_documents(backend, device, monkeypatch):
     """To the bit that in the integers that they stand for, however many scores there are at a time."""
-    problem = problems.maxsim_compressed((3, 4), (3, 0, 70, 1, 1, 0, 0, 25, 0), 4, 24, torch.float32, device)
-    q, *compressed, cu_queries, bounds = problem.inputs().values()
-    d, scales = ops.Compressed(*compressed), torch.rand(9, device=device)
+    problem = compressed.maxsim((3, 4), (3, 0, 70, 1, 1, 0, 0, 25, 0), 4, 24, torch.float32, device)
+    q, *parts, cu_queries, bounds = problem.inputs().values()
+    d, scales = ops.Compressed(*parts), torch.rand(9, device=device)
     expected = ops.maxsim_topk(q, d.char(), cu_queries, bounds, 9, scales=scales)
     for scores in (1, 8, 2**26):
         monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", scores)
@@ -335,9 +335,9 @@ def test_search_in_compressed_documents(backend, device, monkeypatch):
 
 
 def test_refuses_compressed_documents_that_do_not_fit(backend, device):
-    problem = problems.maxsim_compressed((3, 4), (3, 7), 3, 24, torch.float32, device)
-    q, *compressed, cu_queries, bounds = problem.inputs().values()
-    d = ops.Compressed(*compressed)
+    problem = compressed.maxsim((3, 4), (3, 7), 3, 24, torch.float32, device)
+    q, *parts, cu_queries, bounds = problem.inputs().values()
+    d = ops.Compressed(*parts)
     far = ops.Compressed(d.codes, d.nearest + 3, d.centroids, d.levels)
     for call, error in (
         (lambda: ops.maxsim(q, far, cu_queries, bounds), IndexError),
