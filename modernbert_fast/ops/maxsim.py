@@ -187,7 +187,10 @@ def maxsim_topk(
     best = q.new_empty((max(Bq, 0), 0), dtype=torch.int64)
     at_once = max(1, _SCORES // max(Bq, 1))
     if at_once < Bd:  # a part's bounds do not tell where the whole begins and ends
-        checks.cu_seqlens("cu_documents", cu_documents, d.shape[0])
+        if isinstance(d, Compressed):
+            _check_compressed(q, *vars(d).values(), cu_queries, cu_documents)
+        else:
+            _check_forward(q, d, cu_queries, cu_documents, False)
     with torch.no_grad():
         for first in range(0, max(Bd, 1), at_once):
             part, bounds = d, cu_documents

@@ -104,10 +104,10 @@ def test_a_merge_keeps_the_bits_and_drops_centroids_that_nobody_is_near(tmp_path
     for first in range(4):
         fill(tmp_path, clustered(600, 16) if first else drawn(600, 16), first=120 * first)
     with IndexWriter(tmp_path) as writer:
-        writer.delete([str(i) for i in range(480) if i % 20])  # 24 documents are left
+        writer.delete([str(i) for i in range(480) if i % 120 != 7])  # a document of each segment is left
         before, query = Index(tmp_path), clustered(3, 16)
         kept = torch.cat([s.decoded(s.live) for s in before.segments])
-        found = before.search(query, k=24)
+        found = before.search(query, k=4)
         assert [s.centroids() for s in before.segments] == [4] * 4
         with monkeypatch.context() as patch:
             patch.setattr(writers, "MOST_CENTROIDS", 8)
@@ -116,9 +116,9 @@ def test_a_merge_keeps_the_bits_and_drops_centroids_that_nobody_is_near(tmp_path
         writer.merge()
     after = Index(tmp_path)
     (segment,) = after.segments
-    assert torch.equal(decoded(after), kept) and after.search(query, k=24) == found
+    assert torch.equal(decoded(after), kept) and after.search(query, k=4) == found
     used = segment.vectors.nearest.unique()
-    assert segment.centroids() == len(used) <= 16 and after.verify() == []
+    assert segment.centroids() == len(used) < 16 and after.verify() == []
 
 
 def test_additions_one_by_one_and_without_vectors(tmp_path):
