@@ -62,6 +62,9 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
         compressed.maxsim((3, 1, 4), (5, 2, 7), 3, 65, dtype, device),
     ],
     "decompress": lambda dtype, device: [compressed.decompress(9, 3, D, device) for D in (33, 48)],
+    "ranking": lambda dtype, device: [
+        problems.ranking(3, 20, k, dtype, device, chosen=chosen) for k, chosen in ((4, False), (30, True))
+    ],
     "cross_entropy": lambda dtype, device: [
         problems.cross_entropy(9, 12, 17, dtype, device, bias=bias, labelled=0.6) for bias in (False, True)
     ],
