@@ -162,7 +162,7 @@ def arm(case: Case, name: str) -> timing.Arm:
 
     with dispatch.use_backend(backend, problem.op), torch.set_grad_enabled(bool(problem.grads)):
         first = forward()
-    given = [torch.randn_like(result) for result in first]
+    given = [torch.randn_like(result) for result in first] if problem.grads else []
     kept = first if case.backward_only else None
     del first
     wanted = [leaves[n] for n in problem.grads]

@@ -59,6 +59,11 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
       "maxsim_forward(Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, bool pairwise,"
       " bool winners) -> (Tensor scores, Tensor argmax)");
   m.def(
+      "maxsim_forward_compressed(Tensor q, Tensor codes, Tensor nearest, Tensor centroids, Tensor levels,"
+      " Tensor cu_queries, Tensor cu_documents) -> Tensor");
+  m.def(
       "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
       " bool pairwise) -> (Tensor dq, Tensor dd)");
+
+  m.def("decompress_forward(Tensor codes, Tensor nearest, Tensor centroids, Tensor levels) -> Tensor");
 }

@@ -14,6 +14,9 @@ import triton.language as tl
 
 from modernbert_fast.kernels import launch, padding
 from modernbert_fast.kernels.texts import bounds, clear, number, ordered, own_rows
+from modernbert_fast.reference import decompress
+
+_ELEMENTS = 2**26  # of compressed documents that are integers at one time; plain torch takes about ten bytes for each
 
 
 @triton.jit
@@ -143,6 +146,30 @@ def forward(
             Tq, Td, Bq, *(columns or (1,)), D, q.stride(0), d.stride(0), PAIRWISE=pairwise, WINNERS=winners, **block,
         )  # fmt: skip
     return scores, argmax
+
+
+def forward_compressed(
+    q: torch.Tensor,
+    codes: torch.Tensor,
+    nearest: torch.Tensor,
+    centroids: torch.Tensor,
+    levels: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+) -> torch.Tensor:
+    """q (Tq, D), documents as decompress takes them -> scores (Bq, Bd).
+
+    Documents become integers some at a time, whole ones. The host waits for their bounds.
+    """
+    T, step = nearest.shape[0], max(1, _ELEMENTS // max(q.shape[1], 1))
+    starts = torch.arange(0, max(T, 1), step, dtype=torch.int32, device=q.device)
+    firsts = [*torch.searchsorted(cu_documents, starts).tolist(), cu_documents.shape[0] - 1]
+    rows = cu_documents[firsts].tolist()
+    parts = []
+    for first, last, start, stop in zip(firsts, firsts[1:], rows, rows[1:], strict=False):
+        d = decompress.forward(codes[start:stop], nearest[start:stop], centroids, levels)
+        parts.append(forward(q, d, cu_queries, cu_documents[first : last + 1] - start, False, False)[0])
+    return torch.cat(parts, dim=1)
 
 
 def _alike(q: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -222,6 +222,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         _REFERENCE,
     ),
+    "decompress": (
+        Row("cpu", _native("_ops_cpu"), devices=("cpu",)),
+        _REFERENCE,
+    ),
     "ranking": (
         replace(_triton(), cannot=("more than 128 best",)),
         _REFERENCE,

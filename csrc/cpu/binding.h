@@ -67,7 +67,7 @@ inline void want_huge_pages(void* data, int64_t bytes) {
 inline Tensor new_tensor(const int64_t* sizes, int64_t dim, ScalarType dtype) {
   std::vector<int64_t> strides(dim, 1);
   for (int64_t axis = dim - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * std::max<int64_t>(sizes[axis], 1);
-  int64_t bytes = dtype == ScalarType::Float ? 4 : 2;  // of the dtypes that are ever large
+  int64_t bytes = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Char ? 1 : 2;  // dtypes that are ever large
   for (int64_t axis = 0; axis < dim; ++axis) bytes *= sizes[axis];
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;

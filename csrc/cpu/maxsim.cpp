@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "binding.h"
+#include "compressed.h"
 #include "isa/isa.h"
 
 namespace modernbert_fast::cpu {
@@ -21,28 +22,24 @@ class Inputs {
  public:
   Inputs(const Tensor& q, const Tensor& d, const Tensor& cu_queries, const Tensor& cu_documents, bool pairwise,
          bool may_be_bytes = false)
-      : q_(checked_tokens(q, "q")),
-        d_(checked_tokens(d, "d", may_be_bytes)),
-        cu_queries_(checked_bounds(cu_queries, q.size(0))),
-        cu_documents_(checked_bounds(cu_documents, d.size(0))) {
+      : Inputs(q, checked_tokens(d, "d", may_be_bytes), d.size(0), cu_queries, cu_documents, pairwise) {
     check_shape(d, "d", {d.size(0), q.size(1)}, "(Td, D)");
     check_same_device(d, "d", q, "q");
-    check_same_device(cu_queries, "cu_queries", q, "q");
-    check_same_device(cu_documents, "cu_documents", q, "q");
-    if (pairwise) check_shape(cu_documents, "cu_documents", {cu_queries.size(0)}, "(B + 1,) as cu_queries");
-    q_ = as_dtype(q_, ScalarType::Float);  // the small side: the loops convert documents alone
     args_.dtype = loop_dtype(d_);
     args_.bytes = d_.scalar_type() == ScalarType::Char;
-    args_.q = static_cast<const float*>(q_.const_data_ptr());
-    args_.q_stride = q_.stride(0);
     args_.d = d_.const_data_ptr();
     args_.d_stride = d_.stride(0);
-    args_.cu_queries = static_cast<const int32_t*>(cu_queries_.const_data_ptr());
-    args_.cu_documents = static_cast<const int32_t*>(cu_documents_.const_data_ptr());
-    args_.queries = cu_queries_.size(0) - 1;
-    args_.documents = cu_documents_.size(0) - 1;
-    args_.D = q_.size(1);
-    args_.pairwise = pairwise;
+    args_.compressed = nullptr;
+  }
+  /// `d` outlives this.
+  Inputs(const Tensor& q, const Compressed& d, const Tensor& cu_queries, const Tensor& cu_documents)
+      : Inputs(q, q, d.size(), cu_queries, cu_documents, false) {
+    check(d.args().D == q.size(1), "compressed vectors of ", d.args().D, " elements do not fit q = ", q);
+    args_.dtype = DType::kFloat;
+    args_.bytes = true;
+    args_.d = nullptr;
+    args_.d_stride = d.args().D;
+    args_.compressed = &d.args();
   }
 
   const MaxSimArgs& args() const { return args_; }
@@ -63,6 +60,25 @@ class Inputs {
   index_t document_tokens(index_t i) const { return args_.cu_documents[i + 1] - args_.cu_documents[i]; }
 
  private:
+  Inputs(const Tensor& q, const Tensor& d, index_t Td, const Tensor& cu_queries, const Tensor& cu_documents,
+         bool pairwise)
+      : q_(checked_tokens(q, "q")),
+        d_(d),
+        cu_queries_(checked_bounds(cu_queries, q.size(0))),
+        cu_documents_(checked_bounds(cu_documents, Td)) {
+    check_same_device(cu_queries, "cu_queries", q, "q");
+    check_same_device(cu_documents, "cu_documents", q, "q");
+    if (pairwise) check_shape(cu_documents, "cu_documents", {cu_queries.size(0)}, "(B + 1,) as cu_queries");
+    q_ = as_dtype(q_, ScalarType::Float);  // the small side: the loops convert documents alone
+    args_.q = static_cast<const float*>(q_.const_data_ptr());
+    args_.q_stride = q_.stride(0);
+    args_.cu_queries = static_cast<const int32_t*>(cu_queries_.const_data_ptr());
+    args_.cu_documents = static_cast<const int32_t*>(cu_documents_.const_data_ptr());
+    args_.queries = cu_queries_.size(0) - 1;
+    args_.documents = cu_documents_.size(0) - 1;
+    args_.D = q_.size(1);
+    args_.pairwise = pairwise;
+  }
   static Tensor checked_tokens(const Tensor& x, const char* name, bool may_be_bytes = false) {
     check_dim(x, name, 2);
     if (!may_be_bytes || x.scalar_type() != ScalarType::Char)
@@ -73,12 +89,13 @@ class Inputs {
   MaxSimArgs args_;
 };
 
-std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, const Tensor& cu_queries,
-                                          const Tensor& cu_documents, bool pairwise, bool winners) {
-  const Inputs inputs(q, d, cu_queries, cu_documents, pairwise, true);
+/// scores, and argmax if somebody asks for winners.
+std::tuple<Tensor, Tensor> scored(const Inputs& inputs, bool winners) {
   const MaxSimArgs& in = inputs.args();
+  const bool pairwise = in.pairwise;
   Tensor scores = inputs.new_results(in.queries, ScalarType::Float);
-  Tensor argmax = winners ? inputs.new_results(q.size(0), ScalarType::Int) : new_tensor({0}, ScalarType::Int);
+  Tensor argmax = winners ? inputs.new_results(inputs.query_tokens(0, in.queries), ScalarType::Int)
+                          : new_tensor({0}, ScalarType::Int);
 
   const index_t width = loops().tile_columns;
   std::vector<QueryGroup> groups;
@@ -116,6 +133,18 @@ std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, cons
     loops().maxsim_forward(args, begin, end, Scratch(loops().maxsim_scratch(in, widest)).get(), rows.data());
   });
   return {scores, argmax};
+}
+
+std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, const Tensor& cu_queries,
+                                          const Tensor& cu_documents, bool pairwise, bool winners) {
+  return scored(Inputs(q, d, cu_queries, cu_documents, pairwise, true), winners);
+}
+
+Tensor maxsim_forward_compressed(const Tensor& q, const Tensor& codes, const Tensor& nearest, const Tensor& centroids,
+                                 const Tensor& levels, const Tensor& cu_queries, const Tensor& cu_documents) {
+  check_same_device(codes, "codes", q, "q");
+  const Compressed d(codes, nearest, centroids, levels);
+  return std::get<0>(scored(Inputs(q, d, cu_queries, cu_documents), false));
 }
 
 std::tuple<Tensor, Tensor> maxsim_backward(const Tensor& dscores_in, const Tensor& q, const Tensor& d,
@@ -167,5 +196,6 @@ std::tuple<Tensor, Tensor> maxsim_backward(const Tensor& dscores_in, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(modernbert_fast_C, CPU, m) {
   using namespace modernbert_fast::cpu;
   m.impl("maxsim_forward", TORCH_BOX(&maxsim_forward));
+  m.impl("maxsim_forward_compressed", TORCH_BOX(&maxsim_forward_compressed));
   m.impl("maxsim_backward", TORCH_BOX(&maxsim_backward));
 }

@@ -1,6 +1,7 @@
 // What the late interaction loops take. Strides are in elements; the last dimension is contiguous.
 #pragma once
 
+#include "decompress.h"
 #include "dtype.h"
 
 namespace modernbert_fast::cpu {
@@ -10,10 +11,11 @@ struct MaxSimArgs {
   bool bytes;      // d is int8
   const float* q;  // (Tq, D)
   index_t q_stride;
-  const void* d;  // (Td, D)
+  const void* d;  // (Td, D), or null where it is compressed
   index_t d_stride;
-  const int32_t* cu_queries;    // (Bq + 1,)
-  const int32_t* cu_documents;  // (Bd + 1,)
+  const CompressedArgs* compressed;  // then d as int8, else null
+  const int32_t* cu_queries;         // (Bq + 1,)
+  const int32_t* cu_documents;       // (Bd + 1,)
   index_t queries, documents, D;
   bool pairwise;  // query i meets document i only
 };

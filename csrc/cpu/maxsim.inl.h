@@ -5,7 +5,8 @@
 constexpr index_t kDocumentBlock = 96;
 
 index_t maxsim_scratch(const MaxSimArgs& a, index_t columns) {
-  return columns + kTileRows * kTileColumns + kDocumentBlock * a.D;
+  const index_t integers = a.compressed != nullptr ? kDocumentBlock / 4 * a.D : 0;
+  return columns + kTileRows * kTileColumns + kDocumentBlock * a.D + integers;
 }
 
 // ---- forward
@@ -59,10 +60,12 @@ MODERNBERT_FAST_INLINE void keep_best(const float* scores, index_t rows, index_t
 }
 
 /// The scores of a block of document tokens (tokens, D) with the panels of a group, kept where they are the best.
-/// The next block, of this document or of the next, arrives meanwhile; past the end of a tensor fetching does nothing.
+/// The next block, of this document or of the next, arrives meanwhile from where this one is stored, row_bytes each;
+/// past the end of a tensor fetching does nothing.
 template <class T, bool kAsDigits>
 void score_block(const MaxSimForwardArgs& a, const QueryGroup& group, const T* d, index_t tokens, index_t token,
-                 index_t columns, float* best, int32_t* winner, float* scores, float* block) {
+                 index_t columns, float* best, int32_t* winner, float* scores, float* block, const void* stored,
+                 index_t row_bytes) {
   const MaxSimArgs& in = a.in;
   constexpr index_t kRows = kAsDigits ? kDigitRows : kTileRows;
   const index_t panel_rows = maxsim_panel_rows(in), quads = quads_of(in.D);
@@ -80,8 +83,8 @@ void score_block(const MaxSimForwardArgs& a, const QueryGroup& group, const T* d
     const float* const panel = a.panels + (group.column + c) * panel_rows;
     for (index_t r = 0; r < tokens; r += kRows) {
       const index_t rows = smaller(kRows, tokens - r);
-      const char* const next = reinterpret_cast<const char*>(d + (r + kDocumentBlock) * in.d_stride);
-      const index_t ahead = c == 0 ? rows * in.d_stride * sizeof(T) : 0;
+      const char* const next = static_cast<const char*>(stored) + (r + kDocumentBlock) * row_bytes;
+      const index_t ahead = c == 0 ? rows * row_bytes : 0;
       if constexpr (kAsDigits) {
         digit_rows(rows, reinterpret_cast<const uint8_t*>(block) + r * 4 * quads, quads, panel, scores,
                    Ahead{next, ahead / larger(quads, 1)});
@@ -102,15 +105,27 @@ void score_document(const MaxSimForwardArgs& a, const QueryGroup& group, index_t
   const MaxSimArgs& in = a.in;
   const index_t start = in.cu_documents[document], length = in.cu_documents[document + 1] - start;
   const index_t q_start = in.cu_queries[group.first], columns = whole_tiles(in.cu_queries[group.last] - q_start);
-  float* const best = scratch;                             // (columns,)
-  float* const scores = best + columns;                    // (kTileRows, kTileColumns)
-  float* const block = scores + kTileRows * kTileColumns;  // (kDocumentBlock, D)
+  float* const best = scratch;                                              // (columns,)
+  float* const scores = best + columns;                                     // (kTileRows, kTileColumns)
+  float* const block = scores + kTileRows * kTileColumns;                   // (kDocumentBlock, D)
+  T* const integers = reinterpret_cast<T*>(block + kDocumentBlock * in.D);  // the same, of compressed documents
   for (index_t c = 0; c < columns; c += kLanes) store(best + c, splat(-__builtin_inff()));
   memset(winner, 0, columns * sizeof(int32_t));
 
-  for (index_t first = 0; first < length; first += kDocumentBlock)
-    score_block<T, kAsDigits>(a, group, static_cast<const T*>(in.d) + (start + first) * in.d_stride,
-                              smaller(kDocumentBlock, length - first), first, columns, best, winner, scores, block);
+  for (index_t first = 0; first < length; first += kDocumentBlock) {
+    const index_t tokens = smaller(kDocumentBlock, length - first);
+    const auto score = [&](const T* d, const void* stored, index_t row_bytes) {
+      score_block<T, kAsDigits>(a, group, d, tokens, first, columns, best, winner, scores, block, stored, row_bytes);
+    };
+    if (in.compressed == nullptr) {
+      const T* const d = static_cast<const T*>(in.d) + (start + first) * in.d_stride;
+      score(d, d, in.d_stride * sizeof(T));
+    } else if constexpr (is_same<T, int8_t>) {
+      const CompressedArgs& z = *in.compressed;
+      decompress(z, start + first, start + first + tokens, integers);
+      score(integers, z.codes + (start + first) * z.codes_stride, z.codes_stride);
+    }
+  }
   if constexpr (kAsDigits)
     for (index_t c = 0; c < columns && length > 0; c += kLanes) {
       const float* const panel = a.panels + (group.column + c / kTileColumns * kTileColumns) * maxsim_panel_rows(in);

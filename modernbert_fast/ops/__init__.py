@@ -2,6 +2,7 @@
 
 from modernbert_fast.ops.attention import attention
 from modernbert_fast.ops.cross_entropy import cross_entropy
+from modernbert_fast.ops.decompress import Compressed, decompress
 from modernbert_fast.ops.encoder_layer import Weights, encoder_layer
 from modernbert_fast.ops.geglu import geglu
 from modernbert_fast.ops.layer_norm import add_layer_norm, embed_layer_norm, layer_norm
@@ -13,10 +14,12 @@ from modernbert_fast.ops.ranking import ranking
 from modernbert_fast.ops.rope import rope
 
 __all__ = [
+    "Compressed",
     "Weights",
     "add_layer_norm",
     "attention",
     "cross_entropy",
+    "decompress",
     "embed_layer_norm",
     "encoder_layer",
     "geglu",

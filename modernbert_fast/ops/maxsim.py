@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
+from modernbert_fast.ops.decompress import Compressed, check_compressed
 from modernbert_fast.ops.padding import unpad
 from modernbert_fast.ops.ranking import check_choice, ranking
 
@@ -35,6 +36,17 @@ def _check_forward(
             f"pairwise scores need as many queries as documents, got {cu_queries.numel() - 1} and "
             f"{cu_documents.numel() - 1}"
         )
+
+
+def _check_compressed(
+    q: torch.Tensor, codes: Any, nearest: Any, centroids: Any, levels: Any, cu_queries: Any, cu_documents: Any
+) -> None:
+    check_compressed(codes, nearest, centroids, levels)
+    checks.floating(q=q)
+    checks.shape("q", q, None, centroids.shape[1])
+    checks.cu_seqlens("cu_queries", cu_queries, q.shape[0])
+    checks.cu_seqlens("cu_documents", cu_documents, nearest.shape[0])
+    checks.same_device(q, codes=codes, cu_queries=cu_queries, cu_documents=cu_documents)
 
 
 def _check_backward(dscores: torch.Tensor, q: Any, d: Any, cu_q: Any, cu_d: Any, argmax: Any, pairwise: bool) -> None:
@@ -63,6 +75,14 @@ _forward = define(
     call=lambda q, d, *rest: call_of(q, d),
     check=_check_forward,
 )
+_forward_compressed = define(
+    "maxsim_forward_compressed(Tensor q, Tensor codes, Tensor nearest, Tensor centroids, Tensor levels,"
+    " Tensor cu_queries, Tensor cu_documents) -> Tensor",
+    op="maxsim",
+    fake=lambda q, codes, nearest, centroids, levels, cu_q, cu_d: _fake_forward(q, None, cu_q, cu_d, False)[0],
+    call=lambda q, *rest: call_of(q),
+    check=_check_compressed,
+)
 _backward = define(
     "maxsim_backward(Tensor dscores, Tensor q, Tensor d, Tensor cu_queries, Tensor cu_documents, Tensor argmax,"
     " bool pairwise) -> (Tensor dq, Tensor dd)",
@@ -90,7 +110,7 @@ class _MaxSim(torch.autograd.Function):
 
 def maxsim(
     q: torch.Tensor,
-    d: torch.Tensor,
+    d: torch.Tensor | Compressed,
     cu_queries: torch.Tensor,
     cu_documents: torch.Tensor,
     *,
@@ -101,7 +121,8 @@ def maxsim(
 
     Args:
         q: (Tq, D) packed query tokens.
-        d: (Td, D) packed document tokens; int8 is taken as the integers it holds, and gives no gradients.
+        d: (Td, D) packed document tokens; int8 is taken as the integers it holds, and gives no gradients;
+            compressed ones likewise, and scores (Bq, Bd) alone.
         cu_queries: (Bq + 1,) int32 bounds, cu_documents: (Bd + 1,) int32 bounds.
         pairwise: score query i against document i only.
         return_argmax: also return which token won.
@@ -114,6 +135,10 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
+    if isinstance(d, Compressed):
+        if pairwise or return_argmax:
+            raise ValueError("compressed documents have no pairwise scores and no winners; decompress them")
+        return _scores(q.detach(), d, cu_queries, cu_documents)
     if d.dtype == torch.int8 or not wants_gradients(q, d):  # winners cost time, and memory for each token and document
         scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise, return_argmax)
         return (scores, argmax) if return_argmax else scores
@@ -125,7 +150,7 @@ def maxsim(
 
 def maxsim_topk(
     q: torch.Tensor,
-    d: torch.Tensor,
+    d: torch.Tensor | Compressed,
     cu_queries: torch.Tensor,
     cu_documents: torch.Tensor,
     k: int,
@@ -141,7 +166,7 @@ def maxsim_topk(
     Args:
         q, d, cu_queries, cu_documents: as for `maxsim`.
         k: at most this many each.
-        scales: (Bd,) positive floating point factor of each document's scores, which int8 documents need.
+        scales: (Bd,) floating point factor, at least 0, of each document's scores, which int8 documents need.
         allowed: (Bd,) bool, the documents that may be found; those without tokens or with a score of NaN never are.
 
     Returns:
@@ -155,14 +180,18 @@ def maxsim_topk(
     at_once = max(1, _SCORES // max(Bq, 1))
     with torch.no_grad():
         if at_once >= Bd:
-            scores = _forward(q, d, cu_queries, cu_documents, False, False)[0]
+            scores = _scores(q, d, cu_queries, cu_documents)
             return ranking(scores, cu_documents, k, scales=scales, allowed=allowed)
-        _check_forward(q, d, cu_queries, cu_documents, False)  # a part's bounds do not tell where the whole ends
+        # A part's bounds do not tell where the whole ends.
+        if isinstance(d, Compressed):
+            _check_compressed(q, d.codes, d.nearest, d.centroids, d.levels, cu_queries, cu_documents)
+        else:
+            _check_forward(q, d, cu_queries, cu_documents, False)
         best, documents = q.new_empty((Bq, 0), dtype=torch.float32), q.new_empty((Bq, 0), dtype=torch.int64)
         for first in range(0, Bd, at_once):
             bounds = cu_documents[first : first + at_once + 1]
             start, stop = bounds[[0, -1]].tolist()
-            scores = _forward(q, d[start:stop], cu_queries, bounds - start, False, False)[0]
+            scores = _scores(q, d[start:stop], cu_queries, bounds - start)
             scale, fit = (None if x is None else x[first : first + at_once] for x in (scales, allowed))
             top, found = ranking(scores, bounds, k, scales=scale, allowed=fit)
             found = torch.where(found < 0, found, found + first)
@@ -193,3 +222,10 @@ def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -
     checks.boolean(mask=mask)
     kept = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
     return unpad(x, mask.nonzero().squeeze(1)), kept[cu_seqlens.long()].int()
+
+
+def _scores(q: Any, d: torch.Tensor | Compressed, cu_queries: Any, cu_documents: Any) -> torch.Tensor:
+    """(Bq, Bd), without gradients."""
+    if isinstance(d, Compressed):
+        return _forward_compressed(q, *vars(d).values(), cu_queries, cu_documents)
+    return _forward(q, d, cu_queries, cu_documents, False, False)[0]

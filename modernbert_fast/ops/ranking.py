@@ -73,7 +73,7 @@ def ranking(
         scores: (B, N) of N documents.
         cu_documents: (N + 1,) int32 bounds of the documents; one without tokens is never found.
         k: at most this many each.
-        scales: (N,) positive floating point factor of each document's scores.
+        scales: (N,) floating point factor, at least 0, of each document's scores.
         allowed: (N,) bool, the documents that may be found; one with a score of NaN or -inf never is.
 
     Returns:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from modernbert_fast.reference import decompress
+
 
 def _pairs(cu_queries: torch.Tensor, cu_documents: torch.Tensor, pairwise: bool):
     """Yields (query rows, document rows, index of the score) for every score wanted."""
@@ -39,6 +41,20 @@ def forward(
         if winners:
             argmax[(rows,) + index[1:]] = (winner + document.start).int()
     return scores, argmax
+
+
+def forward_compressed(
+    q: torch.Tensor,
+    codes: torch.Tensor,
+    nearest: torch.Tensor,
+    centroids: torch.Tensor,
+    levels: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_documents: torch.Tensor,
+) -> torch.Tensor:
+    """q (Tq, D), documents as decompress takes them -> scores (Bq, Bd)."""
+    d = decompress.forward(codes, nearest, centroids, levels)
+    return forward(q, d, cu_queries, cu_documents, False, False)[0]
 
 
 def backward(

@@ -13,7 +13,7 @@ from modernbert_fast.retrieval.files import CheckedFile, manifest_crc
 
 NAME = "manifest.json"
 FORMAT, VERSION = "modernbert_fast.index", 1
-DTYPES = ("float16", "int8")
+DTYPES = ("float16", "int8", "residual4")
 
 
 @dataclass(frozen=True)

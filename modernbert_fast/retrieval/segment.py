@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from modernbert_fast.ops import Compressed
+from modernbert_fast.ops.decompress import LEVELS
 from modernbert_fast.retrieval import quantize
 from modernbert_fast.retrieval.files import CheckedFile, pack_strings, unpack_strings
 from modernbert_fast.retrieval.manifest import SegmentEntry
 
 
 class Vectors(NamedTuple):
-    """Vectors (T, D) of documents, their bounds (N + 1,), for int8 a scale (N,) each; which are there, if not all."""
+    """Vectors (T, D) of documents, bounds (N + 1,), but for float16 a scale (N,) each; which are there, if not all."""
 
-    vectors: torch.Tensor
+    vectors: torch.Tensor | Compressed
     bounds: torch.Tensor
     scales: torch.Tensor | None
     live: torch.Tensor | None
@@ -42,8 +44,8 @@ class Segment:
         self.folder, self.entry = folder, entry
         tensors = entry.file.open(folder)
         self._where = folder / entry.file.name
-        self.vectors = self._take(tensors, "vectors", quantize.STORED[dtype], entry.tokens, dim)
-        self.scales = self._take(tensors, "scales", torch.float32, entry.documents) if dtype == "int8" else None
+        self.vectors = self._vectors(tensors, dtype, dim)
+        self.scales = None if dtype == "float16" else self._take(tensors, "scales", torch.float32, entry.documents)
         self.bounds = self._bounds(tensors, "bounds", torch.int32, entry.tokens)
         self._ids = self._strings(tensors, "id")
         self._attributes = self._strings(tensors, "attribute")
@@ -119,6 +121,10 @@ class Segment:
         """Vectors of documents that are not deleted."""
         return self.entry.tokens if self.live is None else int(self.bounds.diff()[self.live].sum())
 
+    def centroids(self) -> int:
+        """How many the vectors are near; 0 of those that are kept whole."""
+        return self.vectors.centroids.shape[0] if isinstance(self.vectors, Compressed) else 0
+
     def decoded(self, kept: torch.Tensor) -> torch.Tensor:
         """Vectors (T', D) fp32 of the documents that are kept (N,) bool."""
         lengths = self.bounds.diff()
@@ -138,7 +144,7 @@ class Segment:
         ]
         kept = [count[row] for count, row in zip(lengths, rows, strict=True)]
         out = {
-            "vectors": torch.cat([segment.vectors[token] for segment, token in zip(group, tokens, strict=True)]),
+            **quantize.joined([segment.vectors[token] for segment, token in zip(group, tokens, strict=True)]),
             "bounds": torch.nn.functional.pad(torch.cat(kept).cumsum(0), (1, 0)).to(torch.int32),
         }
         scales = [s.scales[row] for s, row in zip(group, rows, strict=True) if s.scales is not None]
@@ -178,6 +184,22 @@ class Segment:
             found = "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
             raise ValueError(f"{self._where}: {name} should be {dtype} {shape}, is {found}")
         return tensor
+
+    def _vectors(self, tensors: Mapping[str, torch.Tensor], dtype: str, dim: int) -> torch.Tensor | Compressed:
+        T = self.entry.tokens
+        if dtype != "residual4":
+            return self._take(tensors, "vectors", quantize.STORED[dtype], T, dim)
+        levels = tensors.get("levels")
+        count = len(levels) if levels is not None and levels.dim() else 0
+        nearest = self._take(tensors, "nearest", torch.int16, T)
+        if T and not 0 <= int(nearest.min()) <= int(nearest.max()) < count:
+            raise ValueError(f"{self._where}: nearest names a centroid outside [0, {count})")
+        return Compressed(
+            self._take(tensors, "codes", torch.uint8, T, (dim + 1) // 2),
+            nearest,
+            self._take(tensors, "centroids", torch.int8, count, dim),
+            self._take(tensors, "levels", torch.int8, count, LEVELS),
+        )
 
     def _bounds(self, tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype, end: int) -> torch.Tensor:
         bounds = self._take(tensors, name, dtype, self.entry.documents + 1)

@@ -18,6 +18,7 @@ import torch
 from modernbert_fast.ops import checks
 from modernbert_fast.retrieval.files import CheckedFile
 from modernbert_fast.retrieval.manifest import DTYPES, NAME, Manifest, SegmentEntry
+from modernbert_fast.retrieval.residual import MOST_CENTROIDS
 from modernbert_fast.retrieval.segment import Segment, deleted_file
 
 _LOCK = "lock"
@@ -37,7 +38,7 @@ class IndexWriter:
     Args:
         folder: of the index.
         dim: width of the vectors, for a new index. An index that is there must have it too.
-        dtype: "float16" or "int8", for a new index.
+        dtype: "float16", "int8" or "residual4" (4 bits an element), for a new index.
         about: facts kept with a new index, such as the model's name. JSON values.
 
     Raises:
@@ -236,7 +237,7 @@ class IndexWriter:
                     raise TypeError("they change when they are written and read")
             except (TypeError, ValueError) as error:
                 raise ValueError(f"document {place}: attributes must be a dict of JSON values: {error}") from error
-        limit = _LARGEST_HALF if self.manifest.dtype == "float16" else torch.finfo(torch.float32).max
+        limit = torch.finfo(torch.float32).max if self.manifest.dtype == "int8" else _LARGEST_HALF
         fits = (vectors.abs() <= limit).all(dim=1)
         if not bool(fits.all()):
             place = int(torch.searchsorted(bounds, int((~fits).nonzero()[0]), right=True)) - 1
@@ -287,12 +288,17 @@ class IndexWriter:
         for segment in segments:
             if not segment.living():
                 continue
-            if group and sum(member.living_tokens() for member in [*group, segment]) > self._most:
+            if group and not self._fits([*group, segment]):
                 yield group
                 group = []
             group.append(segment)
         if group:
             yield group
+
+    def _fits(self, group: Sequence[Segment]) -> bool:
+        """Whether the documents that are left fit one segment."""
+        centroids = sum(member.centroids() for member in group)
+        return sum(member.living_tokens() for member in group) <= self._most and centroids <= MOST_CENTROIDS
 
 
 def _chunks(bounds: list[int], most: int) -> Iterator[tuple[int, int]]:

@@ -164,6 +164,17 @@ def maxsim(
     return flat.view(len(queries), len(documents))
 
 
+def decompress(
+    codes: torch.Tensor, nearest: torch.Tensor, centroids: torch.Tensor, levels: torch.Tensor
+) -> torch.Tensor:
+    element = torch.arange(centroids.shape[1], device=codes.device)
+    half = codes.shape[1]
+    shift = torch.where(element < half, 1, 16)
+    level = codes.int()[:, element % max(half, 1)] // shift % 16
+    near = nearest.int()[:, None]
+    return ((centroids.int()[near, element] + levels.int()[near, level] + 128) % 256 - 128).char()
+
+
 def _products(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """q (M, D), d (N, D) -> q @ d.T in fp32, as the device multiplies operands of their dtype."""
     if not dispatch.host_readable(q) and q.dtype == d.dtype and q.dtype in (torch.float16, torch.bfloat16):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from modernbert_fast.testing import problems
+from modernbert_fast.testing import compressed, problems
 from modernbert_fast.testing.problems import Problem
 
 
@@ -58,8 +58,10 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
         for mode, normalize in itertools.product(("cls", "mean"), (False, True))
     ],
     "maxsim": lambda dtype, device: [
-        problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)
+        *(problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)),
+        compressed.maxsim((3, 1, 4), (5, 2, 7), 3, 65, dtype, device),
     ],
+    "decompress": lambda dtype, device: [compressed.decompress(9, 3, D, device) for D in (33, 48)],
     "ranking": lambda dtype, device: [
         problems.ranking(3, 20, k, dtype, device, chosen=chosen) for k, chosen in ((4, False), (30, True))
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from modernbert_fast.testing import problems
+from modernbert_fast.testing import compressed, problems
 from modernbert_fast.testing.problems import Problem
 
 SIZES = range(1, 65)  # four vectors of the widest instruction set, which is what a loop takes at once
@@ -61,11 +61,14 @@ def _pooling(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
 
 
 def _maxsim(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem]:
-    return [
+    sizes = (((n, 2), (3, n), 5), ((2, 1), (3, 1), n))
+    whole = [
         problems.maxsim(queries, documents, D, dtype, device, pairwise=pairwise)
-        for queries, documents, D in (((n, 2), (3, n), 5), ((2, 1), (3, 1), n))
+        for queries, documents, D in sizes
         for pairwise in (False, True)
     ]
+    coded = [compressed.maxsim(queries, documents, 2, D, dtype, device) for queries, documents, D in sizes]
+    return whole + coded
 
 
 # The new op of the table adds its own.
@@ -82,6 +85,9 @@ TAILS: dict[str, Callable[[int, torch.dtype, torch.device], list[Problem]]] = {
     ],
     "pooling": _pooling,
     "maxsim": _maxsim,
+    "decompress": lambda n, dtype, device: [
+        compressed.decompress(T, K, D, device) for T, K, D in ((n, 2, 5), (3, n, 5), (3, 2, n))
+    ],
     "cross_entropy": lambda n, dtype, device: [
         problems.cross_entropy(T, C, V, dtype, device) for T, C, V in ((n, 3, 5), (3, n, 5), (3, 5, n))
     ],

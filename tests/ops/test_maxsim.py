@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, ops
-from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, memory, plain, problems
+from modernbert_fast.testing import assert_as_good_as, assert_same_bits, checks, compressed, memory, plain, problems
 
 OP = "maxsim"
 CASES = [  # queries, documents, width
@@ -328,5 +328,70 @@ def test_refuses(backend, device):
         (lambda: ops.maxsim(q.long(), d, cu_queries, cu_documents), TypeError),
         (lambda: ops.maxsim(q, d.to("meta"), cu_queries, cu_documents), ValueError),
         (lambda: ops.maxsim(q, d[:4], cu_queries, cu_documents[:2], pairwise=True), ValueError),
+    ):
+        checks.check_refuses(call, error, problem)
+
+
+COMPRESSED = [  # queries, documents, elements
+    ((3, 0, 4), (3, 0, 70, 1, 1, 0, 0, 25, 0), 24),
+    ((32,), (95, 96, 97, 200), 128),
+    ((300, 2), (5, 130), 33),
+    ((2, 3, 1, 4), (97, 5, 1, 20), 520),
+]
+
+
+@pytest.mark.parametrize("case", range(len(COMPRESSED)))
+def test_compressed_documents(backend, device, dtype, case):
+    """Scores by the error rule, and to the bit those of the integers that they stand for."""
+    queries, documents, D = COMPRESSED[case]
+    problem = compressed.maxsim(queries, documents, 5, D, dtype, device)
+    for layout in memory.LAYOUTS:
+        checks.check_accuracy(problem, layout)
+    q, *parts, cu_queries, cu_documents = problem.inputs().values()
+    d = ops.Compressed(*parts)
+    for largest in (1, 1000):  # an element that stands out takes another loop
+        q[0, 3] = largest
+        assert_same_bits(ops.maxsim(q, d, cu_queries, cu_documents), ops.maxsim(q, d.char(), cu_queries, cu_documents))
+
+
+@pytest.mark.rows("triton")
+@pytest.mark.parametrize("elements", [1, 24 * 10, 24 * 72])
+def test_compressed_documents_in_parts(backend, device, monkeypatch, elements):
+    """Also documents longer than a part, and empty ones at either end."""
+    from modernbert_fast.kernels import maxsim as kernels
+
+    monkeypatch.setattr(kernels, "_ELEMENTS", elements)
+    problem = compressed.maxsim((3, 4), (0, 3, 70, 1, 0, 25, 0, 0), 4, 24, torch.float32, device)
+    checks.check_accuracy(problem, "contiguous")
+
+
+def test_search_in_compressed_documents(backend, device, monkeypatch):
+    """To the bit that in the integers that they stand for, however many scores there are at a time."""
+    problem = compressed.maxsim((3, 4), (3, 0, 70, 1, 1, 0, 0, 25, 0), 4, 24, torch.float32, device)
+    q, *parts, cu_queries, bounds = problem.inputs().values()
+    d, scales = ops.Compressed(*parts), torch.rand(9, device=device)
+    expected = ops.maxsim_topk(q, d.char(), cu_queries, bounds, 9, scales=scales)
+    for scores in (1, 8, 2**26):
+        monkeypatch.setattr(sys.modules["modernbert_fast.ops.maxsim"], "_SCORES", scores)
+        for got, wanted in zip(ops.maxsim_topk(q, d, cu_queries, bounds, 9, scales=scales), expected, strict=True):
+            assert_same_bits(got, wanted)
+    assert ops.maxsim_topk(q, d[:0], cu_queries, bounds[:1], 2)[1].tolist() == [[-1, -1], [-1, -1]]
+
+
+def test_refuses_compressed_documents_that_do_not_fit(backend, device):
+    problem = compressed.maxsim((3, 4), (3, 7), 3, 24, torch.float32, device)
+    q, *parts, cu_queries, bounds = problem.inputs().values()
+    d = ops.Compressed(*parts)
+    far = ops.Compressed(d.codes, d.nearest + 3, d.centroids, d.levels)
+    for call, error in (
+        (lambda: ops.maxsim(q, far, cu_queries, bounds), IndexError),
+        (lambda: ops.maxsim(q[:, 1:], d, cu_queries, bounds), ValueError),
+        (lambda: ops.maxsim(q, d[:9], cu_queries, bounds), ValueError),
+        (lambda: ops.maxsim(q, d, cu_queries, bounds + 1), ValueError),
+        (lambda: ops.maxsim(q, d, cu_queries, bounds.flip(0)), ValueError),
+        (lambda: ops.maxsim(q, d, cu_queries[:2], bounds, pairwise=True), ValueError),
+        (lambda: ops.maxsim(q, d, cu_queries, bounds, return_argmax=True), ValueError),
+        (lambda: ops.maxsim(q.long(), d, cu_queries, bounds), TypeError),
+        (lambda: ops.maxsim(q, d.to(torch.device("meta")), cu_queries, bounds), ValueError),
     ):
         checks.check_refuses(call, error, problem)

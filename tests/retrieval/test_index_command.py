@@ -8,6 +8,7 @@ import torch
 from modernbert_fast.cli import main
 from modernbert_fast.commands.corpus import manual_texts
 from modernbert_fast.retrieval import IndexWriter
+from modernbert_fast.retrieval.manifest import DTYPES
 
 st = pytest.importorskip("sentence_transformers", "6.0")
 pytestmark = pytest.mark.usefixtures("one_thread", "keep_threads")
@@ -54,7 +55,7 @@ def found(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-@pytest.mark.parametrize("store", ["float16", "int8"])
+@pytest.mark.parametrize("store", DTYPES)
 def test_every_text_finds_itself(tmp_path, capsys, model, source, texts, store):
     index = tmp_path / "index"
     options = ("--id", "name", "--attributes", "parity,name")

@@ -4,6 +4,7 @@
 
 #include "../attention.h"
 #include "../convert.h"
+#include "../decompress.h"
 #include "../geglu.h"
 #include "../layer_norm.h"
 #include "../linear.h"
@@ -39,6 +40,7 @@ struct Loops {
   MaxSimForward* maxsim_forward;
   MaxSimQueryGradient* maxsim_query_gradient;
   MaxSimDocumentGradient* maxsim_document_gradient;
+  Decompress* decompress;
 };
 
 struct Isa {

@@ -27,6 +27,7 @@ namespace {
 #include "../pooling.inl.h"
 #include "../attention.inl.h"
 #include "../digits.inl.h"
+#include "../decompress.inl.h"
 #include "../maxsim.inl.h"
 // clang-format on
 
@@ -57,6 +58,7 @@ const Loops kLoops = {
     maxsim_forward,
     maxsim_query_gradient,
     maxsim_document_gradient,
+    decompress,
 };
 
 }  // namespace modernbert_fast::cpu::MODERNBERT_FAST_ISA_NAMESPACE

@@ -7,7 +7,7 @@ from modernbert_fast.commands.flags.shared import DTYPES, add_device_arguments, 
 from modernbert_fast.texts import READERS
 
 help = "build, change, search and verify an index of texts"
-STORED = ("float16", "int8")  # retrieval.manifest.DTYPES, which a test compares
+STORED = ("float16", "int8", "residual4")  # retrieval.manifest.DTYPES, which a test compares
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
