@@ -275,6 +275,8 @@ def _objection(model: Any, config: EncoderConfig, batch: PackedBatch, ids: Any, 
         return "embeddings are given in place of ids, or a hook looks at them"
     if batch.columns is not None:
         return "the mask has holes"
+    if batch.attended is not None:
+        return "some tokens are not attended to"
     if getattr(model, "_is_replica", False):
         return "a replica of DataParallel lives for one call"
     if checks.STRICT:
