@@ -57,11 +57,14 @@ def pooling(kernels: Any, dtype: torch.dtype, C: int) -> None:
         kernels.backward(y, y, norm, bounds, mode, True, T)
 
 
-def attention(kernels: Any, dtype: torch.dtype, D: int, window: int, holes: bool = False) -> None:
+def attention(
+    kernels: Any, dtype: torch.dtype, D: int, window: int, holes: bool = False, expanded: bool = False
+) -> None:
     table, positions = torch.zeros(T, D // 2), torch.zeros(T).int()
     qkv, bounds = torch.zeros(T, 3, 768 // D, D, dtype=dtype), torch.tensor([0, T], dtype=torch.int32)
     tiles = torch.zeros(4, 2, dtype=torch.int32)
-    geometry = (bounds, positions, table, table, positions if holes else None, tiles, T, window, D**-0.5)
+    columns, attended = positions if holes else None, positions > 0 if expanded else None
+    geometry = (bounds, positions, table, table, columns, attended, tiles, T, window, D**-0.5)
     o, lse = kernels.forward(qkv, *geometry)
     kernels.backward(o, qkv, o, lse, *geometry)
 
@@ -110,6 +113,10 @@ def cases(short: bool) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
                 yield "attention", title, lambda k, dtype=dtype, D=D, w=window: attention(k, dtype, D, w)
     if not short:
         yield "attention", "bfloat16 1x64 window, holes", lambda k: attention(k, BF16, 64, 64, holes=True)
+    for dtype in (BF16,) if short else (BF16, F16, F32):
+        for window in (-1, 64):
+            title = f"{str(dtype).removeprefix('torch.')} 1x64 {'global' if window < 0 else 'window'}, expanded"
+            yield "attention", title, lambda k, d=dtype, w=window: attention(k, d, 64, w, expanded=True)
 
 
 def faults(kernel: Any, case: str) -> list[str]:

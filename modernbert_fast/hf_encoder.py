@@ -102,8 +102,7 @@ class ModernBertModel(stock.ModernBertModel):
             return super().forward(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         settings = self.modernbert_fast_settings
         given = input_ids if input_ids is not None else inputs_embeds
-        if unattended is not None and attention_mask is not None:
-            attention_mask = (attention_mask != 0) | (unattended != 0)  # all tokens
+        attention_mask = _all_tokens(given, attention_mask, unattended)
         extremes = extreme_ids(self.embeddings.tok_embeddings, input_ids, attention_mask)
         batch = _pack(given, attention_mask, position_ids, unattended, kwargs, settings.restart_position_ids)
         ids = embeds = None
@@ -136,6 +135,17 @@ class ModernBertModel(stock.ModernBertModel):
         return output if return_dict or handover is not None else output.to_tuple()
 
 
+def _all_tokens(given: torch.Tensor, attention_mask: Any, unattended: torch.Tensor | None) -> Any:
+    """The mask (B, S) with the tokens that are not attended to, or None as it was."""
+    checks.same_device(given, unattended=unattended)
+    checks.shape("unattended", unattended, *given.shape[:2])
+    if unattended is None or attention_mask is None:
+        return attention_mask
+    checks.same_device(given, attention_mask=attention_mask)
+    checks.shape("attention_mask", attention_mask, *given.shape[:2])
+    return (attention_mask != 0) | (unattended != 0)
+
+
 def extreme_ids(table: torch.nn.Module, ids: torch.Tensor | None, mask: torch.Tensor | None) -> library.Reading | None:
     """The smallest and the largest id of a token; None where the embedding op itself checks, or nobody can."""
     if ids is None or ids.numel() == 0 or host_readable(ids) or torch.compiler.is_compiling():
@@ -163,7 +173,7 @@ def _pack(
 ) -> PackedBatch:
     """The batch of one call: flattened where cu_seq_lens_q says so, padded otherwise."""
     B, S = given.shape[:2]
-    checks.same_device(given, attention_mask=attention_mask, position_ids=position_ids, unattended=unattended)
+    checks.same_device(given, attention_mask=attention_mask, position_ids=position_ids)
     bounds = kwargs.get("cu_seq_lens_q")
     if bounds is None and kwargs.get("cu_seq_lens_k") is not None:
         raise ValueError("cu_seq_lens_k comes with cu_seq_lens_q")

@@ -33,6 +33,13 @@ def _parts(model: nn.Module) -> list[Any]:
     return list(model.children())
 
 
+def _inner(model: nn.Module) -> Any:
+    """The accelerated ModernBERT of a pipeline's first module; None where there is none."""
+    inner = getattr(_parts(model)[0], "model", None)
+    encoder = inner if isinstance(inner, hf_encoder.ModernBertModel) else getattr(inner, "model", None)
+    return encoder if isinstance(encoder, hf_encoder.ModernBertModel) else None
+
+
 def _encoder(model: nn.Module, *after: type[nn.Module]) -> Any:
     """The accelerated ModernBERT of a pipeline of Transformer and `after`, all untouched; None of any other."""
     found = _parts(model)
@@ -41,10 +48,10 @@ def _encoder(model: nn.Module, *after: type[nn.Module]) -> Any:
         return None
     if not all(map(modules.is_untouched, found)):
         return None
-    inner = found[0].model
-    encoder = inner if isinstance(inner, hf_encoder.ModernBertModel) else getattr(inner, "model", None)
-    is_ours = isinstance(encoder, hf_encoder.ModernBertModel) and not encoder.config.output_hidden_states
-    return encoder if is_ours and not hf_encoder.objections(encoder, None, {}) else None
+    encoder = _inner(model)
+    if encoder is None or encoder.config.output_hidden_states or hf_encoder.objections(encoder, None, {}):
+        return None
+    return encoder
 
 
 def _packed(features: dict[str, Any], unattended: torch.Tensor | None = None) -> PackedBatch | None:
@@ -111,7 +118,7 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
     """
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        if (unattended := self._unattended(input)) is None or _encoder(self) is None:
+        if (unattended := self._unattended(input)) is None or _inner(self) is None:
             return super().forward(input, **kwargs)
         features = super().forward({**input, "unattended": unattended}, **kwargs)
         del features["unattended"]

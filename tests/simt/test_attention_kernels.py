@@ -53,7 +53,7 @@ def test_hostile_bounds(chip, bounds, window):
     table = torch.ones(3, D // 2)
     tiles = torch.tensor([*((text, 0) for text in range(texts)), (texts, 0), (-5, 0), (0, BIG), (0, -64), (0, 64),
                           (0, 1)], dtype=torch.int32)  # fmt: skip
-    geometry = (cu_seqlens, positions, table, table, None, tiles, T, window, 0.1)
+    geometry = (cu_seqlens, positions, table, table, None, None, tiles, T, window, 0.1)
     o, lse = native().forward(qkv.tensor, *geometry)
     dqkv = native().backward(do.tensor, qkv.tensor, o, lse, *geometry)
     of_texts = {t for start, end in itertools.pairwise(bounds) for t in range(max(start, 0), min(end, T))}
