@@ -92,7 +92,7 @@ def _multi_vector(folder: str, weights: dict[str, Any], device: str, expansion: 
 
 
 def _colbert(folder: str, weights: dict[str, Any], device: str) -> Any:
-    """Queries are filled up with [MASK], which no token attends to: ColBERT's way, and sentence-transformers' default."""
+    """Queries are filled up with [MASK], which no token attends to, as ColBERT does, and by default all others."""
     return _multi_vector(folder, weights, device, {"strategy": "fixed", "attend": False, "length": EXPANDED})
 
 

@@ -182,7 +182,8 @@ def _shared(qkv: Any, cu_seqlens: Any, positions: Any, cos: Any, sin: Any, colum
             window: int, scale: float) -> tuple[tuple, dict[str, Any]]:  # fmt: skip
     """What every kernel of this file takes after its tensors."""
     T, _, H, D = qkv.shape
-    tensors = (tiles, cu_seqlens, positions, cos, sin, columns, None if attended is None else attended.view(torch.uint8))
+    keys = None if attended is None else attended.view(torch.uint8)
+    tensors = (tiles, cu_seqlens, positions, cos, sin, columns, keys)
     rows = 0 if cos is None else cos.shape[0]
     sizes = (T, cu_seqlens.shape[0] - 1, rows, H, D, min(window, 2**30), scale)
     return (*map(launch.dense, tensors), *sizes), {

@@ -135,7 +135,7 @@ class ModernBertModel(stock.ModernBertModel):
         return output if return_dict or handover is not None else output.to_tuple()
 
 
-def _all_tokens(given: torch.Tensor, attention_mask: Any, unattended: torch.Tensor | None) -> Any:
+def _all_tokens(given: Any, attention_mask: Any, unattended: torch.Tensor | None) -> Any:
     """The mask (B, S) with the tokens that are not attended to, or None as it was."""
     checks.same_device(given, unattended=unattended)
     checks.shape("unattended", unattended, *given.shape[:2])

@@ -305,7 +305,10 @@ def encoder_layer(
     return Problem(
         "encoder_layer", dtype, device, draw_inputs, run,
         lambda **inputs: plain.encoder_layer(
-            *gather(inputs), inputs["cu_seqlens"], window, **{n: inputs[n] for n in ("positions", "cos", "sin", "attended")}
+            *gather(inputs),
+            inputs["cu_seqlens"],
+            window,
+            **{name: inputs[name] for name in ("positions", "cos", "sin", "attended")},
         ),
         (), tuple(lengths), ("x",) if first else ("x", "residual"),
     )  # fmt: skip
