@@ -214,6 +214,11 @@ MAXSIM = accurate(problems.maxsim((3, 1, 4), (70, 2, 7), 64, F32, CPU))
 LOSS, WORDS = (accurate(problems.cross_entropy(8, 64, V, F32, CPU, bias=False, labelled=1.0)) for V in (17, 5000))
 
 
+def dirty():
+    with memory.poisoned():
+        EXPANDED()
+
+
 def few_rows():
     """Logits of three rows at a time."""
     with pytest.MonkeyPatch.context() as patch:
@@ -235,11 +240,11 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("attention", "window off by one", "<= window)", "<= window + 1)", lambda: checks.check_window(CPU, F32, 64)),
     ("attention", "a block short", "first + BLOCK + tl.minimum", "first + tl.minimum", WINDOW),
     ("attention", "columns ignored", "if columns_ptr is not None", "if False", HOLES),
-    ("attention", "neighbours seen", "in_n = t_n < end", "in_n = t_n < T", GLOBAL),
+    ("attention", "neighbours seen", "_keys(attended_ptr, t_n, end)", "_keys(attended_ptr, t_n, T)", GLOBAL),
     ("attention", "sums not shrunk", "total * shrink +", "total +", GLOBAL),
     ("attention", "expansion seen", "keys = keys & (tl.load", "keys = keys | (tl.load", EXPANDED),
     ("attention", "expansion gets gradients", "t_m, is_key, in_m", "t_m, in_n, in_m", EXPANDED),
-    ("attention", "expansion's gradients not written", "in_n, is_key = t_n < end,", "in_n = is_key =", EXPANDED),
+    ("attention", "expansion's gradients not written", "in_n, is_key = t_n < end,", "in_n = is_key =", dirty),
     ("attention", "nothing seen is not a number", "tl.where(total == 0, 1.0, total)", "total", BLIND),
     ("attention", "gradient not turned back", "cos, -sin", "cos, sin", GLOBAL),
     ("attention", "delta dropped", "dp - delta[None, :]", "dp", GLOBAL),
