@@ -244,7 +244,7 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("attention", "sums not shrunk", "total * shrink +", "total +", GLOBAL),
     ("attention", "expansion seen", "keys = keys & (tl.load", "keys = keys | (tl.load", EXPANDED),
     ("attention", "expansion gets gradients", "t_m, is_key, in_m", "t_m, in_n, in_m", EXPANDED),
-    ("attention", "expansion's gradients not written", "in_n, is_key = t_n < end,", "in_n = is_key =", dirty),
+    ("attention", "expansion's gradients not written", "in_n, is_key = t_n < end,", "in_n, is_key = _keys(attended_ptr, t_n, end),", dirty),
     ("attention", "nothing seen is not a number", "tl.where(total == 0, 1.0, total)", "total", BLIND),
     ("attention", "gradient not turned back", "cos, -sin", "cos, sin", GLOBAL),
     ("attention", "delta dropped", "dp - delta[None, :]", "dp", GLOBAL),
