@@ -34,21 +34,18 @@ struct LinearArgs {
 };
 
 static constexpr index_t kLinearRows = 32;     // rows are packed in multiples of this, whole tiles everywhere
-static constexpr index_t kLinearColumns = 48;  // rows of w that one unit takes: they stay in the L2 cache
+static constexpr index_t kLinearColumns = 48;  // of y that one unit makes: their rows of w stay in the L2 cache
 static constexpr index_t kLinearDepth = 256;   // of the inner sum at a time, in steps of one element or of a pair
-
-/// Columns of y that one unit makes.
-static inline index_t linear_unit_columns(bool glu) { return glu ? kLinearColumns / 2 : kLinearColumns; }
 
 /// Units of work, those with the same rows one after another.
 static inline index_t linear_units(const LinearArgs& a) {
-  const index_t columns = linear_unit_columns(a.glu);
-  return (a.M + a.rows - 1) / a.rows * ((a.N + columns - 1) / columns);
+  return (a.M + a.rows - 1) / a.rows * ((a.N + kLinearColumns - 1) / kLinearColumns);
 }
 
 /// Floats of scratch that one call needs.
 static inline index_t linear_scratch(const LinearArgs& a) {
-  return a.rows * (a.K + kLinearColumns) + kLinearColumns * kLinearDepth;
+  const index_t weights = (a.glu ? 2 : 1) * kLinearColumns;  // rows of w that one unit takes
+  return a.rows * (a.K + weights) + weights * kLinearDepth;
 }
 
 struct ColumnSumArgs {

@@ -64,7 +64,7 @@ class Prefetch {
   template <class T>
   MODERNBERT_FAST_INLINE void aim(const T* weights, index_t N, index_t K, bool glu, index_t first, index_t steps) {
     if (first >= N) return;
-    const index_t row = K * index_t(sizeof(T)), rows = smaller(N - first, linear_unit_columns(glu));
+    const index_t row = K * index_t(sizeof(T)), rows = smaller(N - first, kLinearColumns);
     stretch_ = reinterpret_cast<const char*>(weights) + first * row;
     gate_ = N * row;
     steps_ = glu ? (steps + 1) / 2 : steps;  // in one stretch of memory
@@ -92,7 +92,20 @@ MODERNBERT_FAST_INLINE Vec rounded(Vec value) {
   return load(stored);
 }
 
-/// Sums (kLinearColumns, kTileColumns) of one panel -> y[m..m + rows)[n..n + columns).
+/// Brings rows [m, m + rows) of y near, what a unit writes of them from column n on: stores that miss would fill their
+/// queue and hold up the tiles after them.
+template <class T>
+MODERNBERT_FAST_INLINE void fetch_rows(const LinearArgs& a, index_t m, index_t rows, index_t n, index_t columns) {
+  constexpr index_t kLine = 64;
+  const index_t bytes = columns * index_t(sizeof(T));
+  for (index_t r = m; r < smaller(m + rows, a.M); ++r) {
+    const char* const y = reinterpret_cast<const char*>(static_cast<const T*>(a.y) + r * a.N + n);
+    for (index_t b = 0; b < bytes; b += kLine) __builtin_prefetch(y + b, 1);
+    __builtin_prefetch(y + bytes - 1, 1);
+  }
+}
+
+/// Sums (1 or 2, kLinearColumns, kTileColumns) of one panel -> y[m..m + rows)[n..n + columns).
 template <class T, bool kGlu>
 void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, index_t n, index_t columns) {
   const T* const bias = static_cast<const T*>(a.bias);
@@ -102,7 +115,7 @@ void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, inde
       Vec value = load(sum);
       if (bias) value += splat(load(bias + n + c, Partial{1})[0]);
       if constexpr (kGlu) {
-        Vec gate = load(sum + linear_unit_columns(kGlu) * kTileColumns);
+        Vec gate = load(sum + kLinearColumns * kTileColumns);
         if (bias) gate += splat(load(bias + a.N + n + c, Partial{1})[0]);
         value = gelu_of(rounded<T>(value)).value * rounded<T>(gate);
       }
@@ -122,17 +135,17 @@ void write_panel(const LinearArgs& a, float* sums, index_t m, index_t rows, inde
 template <class T, class Product, bool kGlu>
 void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) {
   using Element = typename Product::Element;
-  const index_t kColumns = linear_unit_columns(kGlu), kGroups = kGlu ? 2 : 1;
-  const index_t blocks = (a.N + kColumns - 1) / kColumns, panel_steps = steps_of<Product>(a.K);
-  float* const panels = scratch;                        // (rows / kTileColumns, panel_steps, kTileColumns)
-  float* const sums = panels + a.rows * panel_steps;    // (rows / kTileColumns, kLinearColumns, kTileColumns)
-  float* const block = sums + a.rows * kLinearColumns;  // (kLinearColumns, kDepth) Elements
+  constexpr index_t kGroups = kGlu ? 2 : 1, kRows = kTileColumns * kTileRows / kLinearColumns;  // of y, to a tile
+  const index_t blocks = (a.N + kLinearColumns - 1) / kLinearColumns, panel_steps = steps_of<Product>(a.K);
+  float* const panels = scratch;                      // (rows / kTileColumns, panel_steps, kTileColumns)
+  float* const sums = panels + a.rows * panel_steps;  // (rows / kTileColumns, kGroups, kLinearColumns, kTileColumns)
+  float* const block = sums + a.rows * kGroups * kLinearColumns;  // (kGroups, kLinearColumns, kDepth) Elements
   const bool direct = is_same<T, Element> && !a.w.transposed;
   const index_t w_stride = direct ? a.w.stride : kDepth<Product>;
   index_t packed = -1;  // the first of the rows that panels hold
   for (index_t unit = begin; unit < end; ++unit) {
-    const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kColumns;
-    const index_t rows = smaller(a.M - m0, a.rows), columns = smaller(a.N - n0, kColumns);
+    const index_t m0 = unit / blocks * a.rows, n0 = unit % blocks * kLinearColumns;
+    const index_t rows = smaller(a.M - m0, a.rows), columns = smaller(a.N - n0, kLinearColumns);
     if (packed != m0)
       for (index_t m = 0; m < rows; m += kTileColumns) pack_panel<T, Product>(a, m0 + m, panels + m * panel_steps);
     packed = m0;
@@ -141,10 +154,10 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
     const index_t steps_of_unit = tiles * kGroups * panel_steps;
     if (unit + 1 < end) {
       if (!a.w.transposed && a.w.stride == a.K)
-        prefetch.aim(static_cast<const T*>(a.w.data), a.N, a.K, kGlu, (unit + 1) % blocks * kColumns, steps_of_unit);
+        prefetch.aim(static_cast<const T*>(a.w.data), a.N, a.K, kGlu, (unit + 1) % blocks * kLinearColumns,
+                     steps_of_unit);
     } else if (a.next.data) {  // this thread's share of it starts where its share of this product does
-      const index_t unit_columns = linear_unit_columns(a.next.glu);
-      const index_t first = begin % blocks * a.next.N / blocks / unit_columns * unit_columns;
+      const index_t first = begin % blocks * a.next.N / blocks / kLinearColumns * kLinearColumns;
       prefetch.aim(static_cast<const T*>(a.next.data), a.next.N, a.next.K, a.next.glu, first, steps_of_unit);
     }
     for (index_t k = 0; k < a.K || k == 0; k += kDepth<Product>) {
@@ -154,20 +167,23 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
         if (direct) {
           w[g] = static_cast<const Element*>(a.w.data) + (g * a.N + n0) * w_stride + k;
         } else {
-          float* const rows_of_group = block + g * kColumns * kTileDepth;
+          float* const rows_of_group = block + g * kLinearColumns * kTileDepth;
           pack_weights<T, Product>(a, g * a.N + n0, columns, k, depth, rows_of_group);
           w[g] = reinterpret_cast<const Element*>(rows_of_group);
         }
       }
       for (index_t m = 0; m < rows; m += kTileColumns) {
+        float* const sums_of_panel = sums + m * kGroups * kLinearColumns;
         const bool narrow = rows - m <= kLanes;  // the second vector of the tile would be empty
+        const bool last = k + depth >= a.K;
         for (index_t g = 0; g < kGroups; ++g)
           for (index_t c = 0; c < columns; c += kTileRows) {
+            if (last && g == 0) fetch_rows<T>(a, m0 + m + c / kTileRows * kRows, kRows, n0, columns);
             const Ahead ahead = prefetch.next(steps);
             const index_t count = smaller(columns - c, kTileRows);
             const Element* const weights = w[g] + c * w_stride;
             const float* const panel = panels + m * panel_steps + k / Product::kPack * kTileColumns;
-            float* const sum = sums + m * kLinearColumns + (g * kColumns + c) * kTileColumns;
+            float* const sum = sums_of_panel + (g * kLinearColumns + c) * kTileColumns;
             if (narrow)
               tile_rows<Product, 1, kTileRows>(count, weights, w_stride, Product::kPack, panel, kTileColumns, steps,
                                                sum, kTileColumns, k, ahead);
@@ -175,10 +191,9 @@ void linear_as(const LinearArgs& a, index_t begin, index_t end, float* scratch) 
               tile_rows<Product, kTileVecs, kTileRows>(count, weights, w_stride, Product::kPack, panel, kTileColumns,
                                                        steps, sum, kTileColumns, k, ahead);
           }
+        if (last) write_panel<T, kGlu>(a, sums_of_panel, m0 + m, smaller(rows - m, kTileColumns), n0, columns);
       }
     }
-    for (index_t m = 0; m < rows; m += kTileColumns)
-      write_panel<T, kGlu>(a, sums + m * kLinearColumns, m0 + m, smaller(rows - m, kTileColumns), n0, columns);
   }
 }
 

@@ -53,6 +53,12 @@ class Inputs {
   void check_results(const Tensor& x, const char* name, index_t rows, const char* shape) const {
     args_.pairwise ? check_shape(x, name, {rows}, shape) : check_shape(x, name, {rows, args_.documents}, shape);
   }
+  /// Whether every token of a query is even; true where it does not matter.
+  bool is_even_query(index_t query) const {
+    for (index_t t = args_.cu_queries[query]; args_.bytes && t < args_.cu_queries[query + 1]; ++t)
+      if (!is_even(args_.q + t * args_.q_stride, args_.D)) return false;
+    return true;
+  }
   index_t query_tokens(index_t first, index_t last) const { return args_.cu_queries[last] - args_.cu_queries[first]; }
   index_t document_tokens(index_t i) const { return args_.cu_documents[i + 1] - args_.cu_documents[i]; }
 
@@ -79,8 +85,11 @@ std::tuple<Tensor, Tensor> maxsim_forward(const Tensor& q, const Tensor& d, cons
   index_t columns = 0, widest = 0;
   for (index_t first = 0, last; first < in.queries; first = last) {
     last = first + 1;
-    while (!pairwise && last < in.queries && inputs.query_tokens(first, last + 1) <= kQueryGroup) ++last;
-    groups.push_back({first, last, columns});
+    const bool even = inputs.is_even_query(first);
+    while (!pairwise && last < in.queries && inputs.query_tokens(first, last + 1) <= kQueryGroup &&
+           inputs.is_even_query(last) == even)
+      ++last;
+    groups.push_back({first, last, columns, even});
     const index_t wide = (inputs.query_tokens(first, last) + width - 1) / width * width;
     columns += wide;
     widest = std::max(widest, wide);

@@ -10,9 +10,9 @@ index_t maxsim_scratch(const MaxSimArgs& a, index_t columns) {
 
 // ---- forward
 
-/// Whether documents are multiplied as they are stored, as int8.
-MODERNBERT_FAST_INLINE bool multiplies_digits(const MaxSimArgs& a) {
-  return kMultipliesBytes && a.bytes && a.D <= kMostDigits;
+/// Whether the documents that a group meets are multiplied as they are stored, as int8.
+MODERNBERT_FAST_INLINE bool multiplies_digits(const MaxSimArgs& a, const QueryGroup& group) {
+  return kMultipliesBytes && a.bytes && a.D <= kMostDigits && group.even;
 }
 
 void maxsim_pack(const MaxSimForwardArgs& a, index_t begin, index_t end) {
@@ -22,7 +22,7 @@ void maxsim_pack(const MaxSimForwardArgs& a, index_t begin, index_t end) {
     const index_t panel_rows = maxsim_panel_rows(in);
     float* panel = a.panels + a.groups[g].column * panel_rows;
     for (index_t t = 0; t < tokens; t += kTileColumns, panel += panel_rows * kTileColumns) {
-      if (multiplies_digits(in)) {
+      if (multiplies_digits(in, a.groups[g])) {
         pack_digits(in.q + (first + t) * in.q_stride, in.q_stride, smaller(tokens - t, kTileColumns), in.D, panel);
         continue;
       }
@@ -133,7 +133,7 @@ void maxsim_forward(const MaxSimForwardArgs& a, index_t begin, index_t end, floa
   for (index_t unit = begin; unit < end; ++unit) {
     const QueryGroup& group = a.groups[maxsim_group(a, unit)];
     const index_t document = maxsim_document(a, unit);
-    if (multiplies_digits(a.in))
+    if (multiplies_digits(a.in, group))
       score_document<int8_t, true>(a, group, document, scratch, winners);
     else if (a.in.bytes)
       score_document<int8_t>(a, group, document, scratch, winners);
