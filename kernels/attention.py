@@ -290,7 +290,7 @@ def _bwd_kv_kernel(
         return
     head = tl.program_id(1).to(tl.int64)
     t_n = first.to(tl.int64) + tl.arange(0, BLOCK_N)
-    in_n, is_key = t_n < end, _keys(attended_ptr, t_n, end)
+    in_n = t_n < end
     d, half, HALF = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_HALF), D // 2
     k1, k2 = _load_halves(
         k_ptr + head * stride_kh, t_n, half, stride_kt, in_n, HALF, positions_ptr, cos_ptr, sin_ptr, P, ROTATE, EVEN
@@ -311,13 +311,16 @@ def _bwd_kv_kernel(
         delta = tl.load(delta_ptr + head * T + t_m, mask=in_m, other=0.0)
         s = tl.dot(k1, tl.trans(q1), input_precision=PRECISION)
         s = tl.dot(k2, tl.trans(q2), s, input_precision=PRECISION) * (scale * LOG2E)
-        seen = _seen(columns_ptr, t_n, t_m, is_key, in_m, window, IS_WINDOWED)
+        seen = _seen(columns_ptr, t_n, t_m, in_n, in_m, window, IS_WINDOWED)
         p = tl.where(seen, tl.exp2(s - lse[None, :]), 0.0)  # (N, M)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         ds = (p * (dp - delta[None, :])).to(q1.dtype)
         dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION)
         dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION)
+    if attended_ptr is not None:  # sums of a row that nobody sees say nothing, and reach no other row
+        is_key = _keys(attended_ptr, t_n, end)[:, None]
+        dk1, dk2, dv = tl.where(is_key, dk1, 0.0), tl.where(is_key, dk2, 0.0), tl.where(is_key, dv, 0.0)
     _store_halves(
         dk_ptr + head * stride_dkh, t_n, half, dk1 * scale, dk2 * scale, in_n, HALF, positions_ptr, cos_ptr, sin_ptr, P,
         stride_dkt,

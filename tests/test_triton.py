@@ -214,11 +214,6 @@ MAXSIM = accurate(problems.maxsim((3, 1, 4), (70, 2, 7), 64, F32, CPU))
 LOSS, WORDS = (accurate(problems.cross_entropy(8, 64, V, F32, CPU, bias=False, labelled=1.0)) for V in (17, 5000))
 
 
-def dirty():
-    with memory.poisoned():
-        EXPANDED()
-
-
 def few_rows():
     """Logits of three rows at a time."""
     with pytest.MonkeyPatch.context() as patch:
@@ -243,9 +238,7 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("attention", "neighbours seen", "_keys(attended_ptr, t_n, end)", "_keys(attended_ptr, t_n, T)", GLOBAL),
     ("attention", "sums not shrunk", "total * shrink +", "total +", GLOBAL),
     ("attention", "expansion seen", "keys = keys & (tl.load", "keys = keys | (tl.load", EXPANDED),
-    ("attention", "expansion gets gradients", "t_m, is_key, in_m", "t_m, in_n, in_m", EXPANDED),
-    ("attention", "gradients not written", "in_n, is_key = t_n < end,", "in_n, is_key = _keys(attended_ptr, t_n, end),",
-     dirty),
+    ("attention", "expansion gets gradients", "tl.where(is_key, dk1, 0.0)", "dk1", EXPANDED),
     ("attention", "nothing seen is not a number", "tl.where(total == 0, 1.0, total)", "total", BLIND),
     ("attention", "gradient not turned back", "cos, -sin", "cos, sin", GLOBAL),
     ("attention", "delta dropped", "dp - delta[None, :]", "dp", GLOBAL),
