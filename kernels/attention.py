@@ -349,7 +349,7 @@ def backward(
         _bwd_q_kernel, (_programs(tiles, tile["BLOCK_M"]), H), qkv, do, o, q, k, v, lse, delta, dq,
         *_strides(do, o, q, k, v, dq), *shared, **options, **tile,
     )  # fmt: skip
-    tile = launch.attention("dkv", qkv, window >= 0, attended is not None)
+    tile = launch.attention("dkv", qkv, window >= 0)
     launch.start(
         _bwd_kv_kernel, (_programs(tiles, tile["BLOCK_N"]), H), qkv, do, q, k, v, lse, delta, dk, dv,
         *_strides(do, q, k, v, dk), *shared, **options, **tile,

@@ -150,15 +150,15 @@ _ATTENTION_FP32 = {"fwd": ((32, 16, 4, 1), (16, 16, 8, 1)), "dq": ((32, 16, 4, 1
                    "dkv": ((32, 16, 4, 1), (16, 16, 8, 1))}  # fmt: skip
 
 
-def attention(kind: str, qkv: torch.Tensor, windowed: bool, expanded: bool = False) -> dict[str, int]:
-    """Blocks of the pass "fwd", "dq" or "dkv"; an expanded query is a block or two, with nothing to load ahead."""
+def attention(kind: str, qkv: torch.Tensor, windowed: bool) -> dict[str, int]:
+    """Blocks of the pass "fwd", "dq" or "dkv"."""
     chip = capability(qkv)
     table = (
         _ATTENTION_FP32 if chip and qkv.dtype == torch.float32 else _ATTENTION.get((chip or (9, 0))[0], _ATTENTION[9])
     )
     blocks = table.get(kind) or table[f"{kind} {'windowed' if windowed else 'global'}"]
     m, n, warps, stages = blocks[qkv.shape[3] > 64]
-    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": 1 if expanded else stages}
+    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
 
 
 def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
