@@ -107,6 +107,8 @@ def test_refusals(monkeypatch):
         ops.attention(qkv, bounds, 4)
     with pytest.raises(dispatch.NoBackend, match="does not take width 24"):
         ops.attention(qkv.half()[..., :24], bounds, 4)
+    with pytest.raises(dispatch.NoBackend, match="does not do tokens that are not attended to"):
+        ops.attention(qkv.half(), bounds, 4, attended=torch.ones(4, dtype=torch.bool))
     monkeypatch.setenv("MODERNBERT_FAST_SM", "75")
     with pytest.raises(ValueError, match="qkv must be float16, got bfloat16"):
         ops.attention(qkv.bfloat16(), bounds, 4)
