@@ -46,11 +46,11 @@ def test_holes_wider_than_the_batch(backend, device, dtype):
     checks.check_accuracy(problems.attention((9, 5), 2, 16, dtype, device, window=14, holes=True))
 
 
-@pytest.mark.parametrize("window", [-1, 2, pytest.param(64, marks=pytest.mark.heavy)])
-@pytest.mark.parametrize("lengths", [(32, 0, 7, 1), pytest.param((130, 65, 600), marks=pytest.mark.heavy)], ids=str)
+@pytest.mark.parametrize("window", [-1, 2])
+@pytest.mark.parametrize("lengths", [(32, 0, 7, 1), pytest.param((100, 530), marks=pytest.mark.heavy)], ids=str)
 def test_expansion(backend, device, dtype, lengths, window):
     """Of each text the first tokens are seen, from none to all; those that see none get zeros."""
-    checks.check_accuracy(problems.attention(lengths, 2, 32, dtype, device, window=window, expanded=True), "sliced")
+    checks.check_accuracy(problems.attention(lengths, 1, 32, dtype, device, window=window, expanded=True), "sliced")
 
 
 @pytest.mark.parametrize("window", [pytest.param(-1, marks=pytest.mark.heavy), 3])
