@@ -21,7 +21,6 @@ from modernbert_fast import dispatch, encoder, library, modules, one_call, watch
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.config import EncoderConfig
 from modernbert_fast.ops import checks, padding
-from modernbert_fast.ops.attention import QUERIES_ONLY
 
 MAX_TOKENS = 8192  # beyond it kernels take longer than their launches
 MAX_GRAPHS = 32  # of an encoder: the least recently used goes
@@ -290,7 +289,7 @@ def _objection(model: Any, config: EncoderConfig, batch: PackedBatch, ids: Any, 
         return f"the batch has more than {MAX_TOKENS} tokens, or none"
     if batch.max_position > _farthest(config, Bucket.of(batch)):
         return "positions lie beyond max_position_embeddings"
-    return _host_reads(model, config, QUERIES_ONLY) if batch.attended is not None else ""
+    return _host_reads(model, config, dispatch.QUERIES_ONLY) if batch.attended is not None else ""
 
 
 def _host_reads(model: Any, config: EncoderConfig, *flags: str) -> str:

@@ -121,7 +121,7 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
         if (unattended := self._unattended(input)) is None or _inner(self) is None:
             return super().forward(input, **kwargs)
         features = super().forward({**input, "unattended": unattended}, **kwargs)
-        del features["unattended"]
+        features.pop("unattended", None)
         return features
 
     def _unattended(self, features: dict[str, Any]) -> torch.Tensor | None:

@@ -8,8 +8,7 @@ import torch
 
 import modernbert_fast as mf
 from modernbert_fast import dispatch, library
-from modernbert_fast.dispatch import Call
-from modernbert_fast.ops.attention import QUERIES_ONLY
+from modernbert_fast.dispatch import QUERIES_ONLY, Call
 from modernbert_fast.ops.encoder_layer import one_call_serves
 from modernbert_fast.testing import assert_same_bits
 

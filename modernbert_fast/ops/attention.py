@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from modernbert_fast.dispatch import Call, call_of
+from modernbert_fast.dispatch import QUERIES_ONLY, Call, call_of
 from modernbert_fast.geometry import Geometry
 from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks, padding
 from modernbert_fast.ops.rope import check_tables
 
 GLOBAL = -1
-QUERIES_ONLY = "tokens that are not attended to"  # a flag of a call
 
 _GEOMETRY = (
     "Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns, Tensor? attended,"

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from modernbert_fast import dispatch
-from modernbert_fast.dispatch import Call, call_of
+from modernbert_fast.dispatch import QUERIES_ONLY, Call, call_of
 from modernbert_fast.geometry import Geometry
 from modernbert_fast.library import define, is_transformed, wants_gradients
 from modernbert_fast.ops import checks
-from modernbert_fast.ops.attention import QUERIES_ONLY, check_forward
+from modernbert_fast.ops.attention import check_forward
 from modernbert_fast.ops.layer_norm import flags_of
 
 _PARTS = ("layer_norm", "attention", "linear", "geglu")
