@@ -87,9 +87,16 @@ def padding(kernels: Any) -> None:
 
 def maxsim(kernels: Any, dtype: torch.dtype, D: int, pairwise: bool) -> None:
     x, bounds = torch.zeros(T, D, dtype=dtype), torch.tensor([0, T // 2, T], dtype=torch.int32)
-    kernels.forward(x, x.to(torch.int8), bounds, bounds, pairwise, False)
+    for d in (x, x.to(torch.int8)):
+        kernels.forward(x, d, bounds, bounds, pairwise, False)
     scores, argmax = kernels.forward(x, x, bounds, bounds, pairwise, True)
     kernels.backward(scores, x, x, bounds, bounds, argmax, pairwise)
+
+
+def ranking(kernels: Any, N: int) -> None:
+    scores, bounds, allowed = torch.zeros(1, N), torch.zeros(N + 1).int(), torch.zeros(N).bool()
+    kernels.forward(scores, bounds, None, None, 10)
+    kernels.forward(scores, bounds, scores[0], allowed, 10)
 
 
 def cross_entropy(kernels: Any, dtype: torch.dtype, V: int) -> None:
@@ -101,6 +108,8 @@ def cross_entropy(kernels: Any, dtype: torch.dtype, V: int) -> None:
 def cases(short: bool) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
     """Op, what is asked, and the call: ModernBERT-base in bf16, and unless `short` large, all dtypes and head dims."""
     yield "padding", "", padding
+    for N in (1000, 4874):
+        yield "ranking", f"10 best of {N}", lambda k, N=N: ranking(k, N)
     for dtype in (BF16,) if short else (BF16, F16, F32):
         name = str(dtype).removeprefix("torch.")
         for C in (768,) if short else (768, 1024, 4096):

@@ -170,11 +170,12 @@ def rotates_inside(kind: str, qkv: torch.Tensor, windowed: bool) -> bool:
 
 
 # MaxSim: pass -> queries, documents, columns, warps, stages; for rows of up to 128 columns, and wider ones. A query is
-# 32 tokens as a rule, and memory sets the pace. sm_80 and sm_86 spill with three stages on wide rows.
-# With four warps int8 on wide rows spills there too, as it does in fp32.
+# 32 tokens as a rule, memory sets the pace, and many programs a multiprocessor hide its latency. A longer query meets a
+# document 128 tokens at a time, else the second cache sets the pace.
 _MAXSIM = {
     "fwd": ((32, 64, 128, 4, 3), (32, 64, 64, 4, 2)),
     "fwd int8": ((32, 64, 128, 4, 3), (32, 64, 64, 8, 2)),
+    "fwd long": ((128, 64, 128, 4, 2), (128, 64, 64, 8, 2)),
     "dd": ((32, 64, 128, 4, 3), (32, 64, 128, 4, 3)),
 }
 # In fp32, which multiplies without tensor cores.
@@ -182,7 +183,7 @@ _MAXSIM_FP32 = {kind: ((16, 32, 32, 8 if kind == "fwd int8" else 4, 1),) * 2 for
 
 
 def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
-    """Blocks of the pass "fwd", or "fwd int8" by its documents, "dq", which gathers rows, or "dd"."""
+    """Blocks of the pass "fwd", "fwd int8" by its documents, "fwd long" by its queries, "dq", which gathers, "dd"."""
     D = q.shape[1]
     if kind == "dq":
         return {"BLOCK_N": 16, "BLOCK_D": min(128, power_of_two(D, 16)), "num_warps": 4}
@@ -190,5 +191,28 @@ def maxsim(kind: str, q: torch.Tensor) -> dict[str, Any]:
     m, n, columns, warps, stages = table[kind][D > 128]
     width = min(columns, power_of_two(D, 16))
     blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": width, "num_warps": warps, "num_stages": stages}
+    if table is _MAXSIM_FP32 and D <= 128 and kind != "dd":
+        blocks["maxnreg"] = 144  # left to itself, the assembler spills one to make room for a program more
     precision = {"PRECISION": "ieee" if q.dtype == torch.float32 else "tf32"}
     return blocks | precision | ({"WHOLE": D <= width} if kind.startswith("fwd") else {})
+
+
+def maxsim_forward(q: torch.Tensor, d: torch.Tensor, queries: int, winners: bool) -> list[dict[str, Any]]:
+    """Blocks of each launch that scores need, for queries of more than ABOVE and up to UP_TO tokens; None is all.
+
+    The blocks of a query depend on its own length. Winners need registers, so they keep the small ones.
+    """
+    short, long = maxsim("fwd int8" if d.dtype == torch.int8 else "fwd", q), maxsim("fwd long", q)
+    tile = short["BLOCK_M"]
+    if winners or tile == long["BLOCK_M"]:
+        return [short | {"ABOVE": None, "UP_TO": None}]
+    if len(q) <= tile:
+        return [short | {"ABOVE": -1, "UP_TO": tile}]
+    if queries == 1:
+        return [long | {"ABOVE": None, "UP_TO": None}]
+    return [short | {"ABOVE": -1, "UP_TO": tile}, long | {"ABOVE": tile, "UP_TO": 2**31 - 1}]
+
+
+def ranking(N: int) -> dict[str, int]:
+    """Scores that a program takes the best of, 16 a thread: few programs' findings have to be ranked again."""
+    return {"BLOCK": 1024, "num_warps": 4} if N <= 1024 else {"BLOCK": 8192, "num_warps": 16}

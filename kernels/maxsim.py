@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from modernbert_fast.kernels import launch, padding
-from modernbert_fast.kernels.texts import bounds, clear, own_rows
+from modernbert_fast.kernels.texts import bounds, clear, number, ordered, own_rows
 
 
 @triton.jit
@@ -23,13 +23,60 @@ def _load(x_ptr, t, stride, in_text, c, D):
 
 
 @triton.jit
-def _best(best, at):
-    """The largest of each column of best, and the first place that has it; NaN is larger than any number."""
-    nan = best != best
-    any_nan = tl.max(nan.to(tl.int32), axis=0) > 0
-    top = tl.max(tl.where(nan, float("-inf"), best), axis=0)
-    wins = tl.where(any_nan[None, :], nan, best == top[None, :]) & (at >= 0)
-    return tl.where(any_nan, float("nan"), top), tl.min(tl.where(wins, at, 2**31 - 1), axis=0)
+def _tile(x_ptr, first, end, stride, i, c, D):
+    """Rows first + i of a text that ends at `end`, columns c (rows, columns); zero outside."""
+    x_ptr += tl.cast(first, tl.int64) * stride
+    return tl.load(x_ptr + (i[:, None] * stride + c[None, :]), mask=(i < end - first)[:, None] & (c < D), other=0.0)
+
+
+@triton.jit
+def _widened(d, dtype: tl.constexpr):
+    """d in the dtype of the queries. int8 becomes float16 as the last bits of 1152 + d: conversions are slow."""
+    if d.dtype == tl.int8 and dtype == tl.float16:
+        return ((d.to(tl.uint8, bitcast=True) ^ 128).to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+    return d.to(dtype)
+
+
+@triton.jit
+def _tops(
+    q_ptr, d_ptr, m, end_m, start_n, end_n, stride_qt, stride_dt, D,
+    WINNERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of BLOCK_M query tokens from m on: the largest product with a document's token, and its row with WINNERS.
+
+    NaN is larger than any number, and of equals the first row wins.
+    """
+    i_m, i_n, c = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    if WHOLE:
+        q = _tile(q_ptr, m, end_m, stride_qt, i_m, c, D)
+    # Every place of the tile keeps the best of what it has seen: they meet once, at the end.
+    best = tl.full((BLOCK_N, BLOCK_M), float("-inf"), tl.float32)
+    at = tl.full((BLOCK_N, BLOCK_M), -1, tl.int32)
+    for n in range(start_n, end_n, BLOCK_N):
+        if WHOLE:
+            d = _widened(_tile(d_ptr, n, end_n, stride_dt, i_n, c, D), q.dtype)
+            s = tl.dot(d, tl.trans(q), input_precision=PRECISION)
+        else:
+            s = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            for k in range(0, D, BLOCK_D):
+                q = _tile(q_ptr, m, end_m, stride_qt, i_m, c + k, D)
+                d = _widened(_tile(d_ptr, n, end_n, stride_dt, i_n, c + k, D), q.dtype)
+                if PRECISION == "ieee":  # sums of sums are more accurate than one long sum: this keeps them apart
+                    s += tl.dot(d, tl.trans(q), input_precision=PRECISION, max_num_imprecise_acc=BLOCK_D)
+                else:
+                    s = tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
+        in_n = (i_n < end_n - n)[:, None]
+        if WINNERS:
+            better = ((s > best) | ((s != s) & (best == best)) | (at < 0)) & in_n
+            at = tl.where(better, (n + i_n)[:, None], at)
+            best = tl.where(better, s, best)
+        else:
+            best = tl.maximum(best, tl.where(in_n, s, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
+    order = ordered(best)
+    top = tl.max(order, axis=0)
+    winner = tl.min(tl.where((order == top[None, :]) & (at >= 0), at, 2**31 - 1), axis=0)
+    return number(top), winner
 
 
 @triton.jit
@@ -40,48 +87,38 @@ def _fwd_kernel(
     cu_documents_ptr,  # (Bd + 1,)
     scores_ptr,  # (Bq, columns) fp32
     argmax_ptr,  # (Tq, columns) with WINNERS
-    stride_qt, stride_dt, Tq, Td, Bq, columns, D,
-    PAIRWISE: tl.constexpr, WINNERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    Tq, Td, Bq, columns,
+    D: tl.constexpr, stride_qt: tl.constexpr, stride_dt: tl.constexpr, PAIRWISE: tl.constexpr, WINNERS: tl.constexpr,
+    ABOVE: tl.constexpr, UP_TO: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    query, column = tl.program_id(0).to(tl.int64) % Bq, tl.program_id(0).to(tl.int64) // Bq
+    query, column = tl.program_id(0) % Bq, tl.program_id(0) // Bq
     start_m, end_m = bounds(cu_queries_ptr, query, Tq)
     start_n, end_n = bounds(cu_documents_ptr, query if PAIRWISE else column, Td)
-    c = tl.arange(0, BLOCK_D)
-    score = tl.zeros((BLOCK_M,), tl.float32)
-    for m in range(start_m, end_m, BLOCK_M):
-        t_m = tl.arange(0, BLOCK_M).to(tl.int64) + m
-        in_m = t_m < end_m
-        if WHOLE:
-            q = _load(q_ptr, t_m, stride_qt, in_m, c, D)
-        # Every place of the tile keeps the best of what it has seen: they meet once, at the end.
-        best = tl.full((BLOCK_N, BLOCK_M), float("-inf"), tl.float32)
-        at = tl.full((BLOCK_N, BLOCK_M), -1, tl.int32)
-        for n in range(start_n, end_n, BLOCK_N):
-            t_n = tl.arange(0, BLOCK_N) + n
-            in_n = t_n < end_n
-            if WHOLE:
-                d = _load(d_ptr, t_n.to(tl.int64), stride_dt, in_n, c, D).to(q.dtype)
-                s = tl.dot(d, tl.trans(q), input_precision=PRECISION)
-            else:
-                s = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-                for k in range(0, D, BLOCK_D):
-                    q = _load(q_ptr, t_m, stride_qt, in_m, c + k, D)
-                    d = _load(d_ptr, t_n.to(tl.int64), stride_dt, in_n, c + k, D).to(q.dtype)
-                    if PRECISION == "ieee":  # sums of sums are more accurate than one long sum: this keeps them apart
-                        s += tl.dot(d, tl.trans(q), input_precision=PRECISION, max_num_imprecise_acc=BLOCK_D)
-                    else:
-                        s = tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
-            better = (s > best) | ((s != s) & (best == best))
+    own = UP_TO is None or (end_m - start_m > ABOVE) & (end_m - start_m <= UP_TO)  # else it is another launch's
+    UNIT: tl.constexpr = min(BLOCK_M, 32)
+    i_m, part = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_M // UNIT)[:, None]
+    score = tl.zeros((UNIT,), tl.float32)
+    if UP_TO == BLOCK_M:
+        top, _ = _tops(
+            q_ptr, d_ptr, start_m, end_m, start_n, tl.where(own, end_n, start_n), stride_qt, stride_dt, D,
+            WINNERS, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE, PRECISION,
+        )  # fmt: skip
+        score += tl.where(i_m < end_m - start_m, top, 0.0)
+    else:
+        for m in tl.range(start_m, tl.where(own, end_m, start_m), BLOCK_M, disable_licm=True):
+            top, winner = _tops(
+                q_ptr, d_ptr, m, end_m, start_n, end_n, stride_qt, stride_dt, D,
+                WINNERS, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE, PRECISION,
+            )  # fmt: skip
+            # Added up UNIT tokens at a time, whatever BLOCK_M is: a score does not depend on it.
+            parts = tl.reshape(tl.where(i_m < end_m - m, top, 0.0), (BLOCK_M // UNIT, UNIT))
+            for i in tl.static_range(BLOCK_M // UNIT):
+                score += tl.sum(tl.where(part == i, parts, 0.0), axis=0)
             if WINNERS:
-                better = (better | (at < 0)) & in_n[:, None]
-                at = tl.where(better, t_n[:, None], at)
-            best = tl.where(better & in_n[:, None], s, best)
-        top, winner = _best(best, at)
-        score += tl.where(in_m, top, 0.0)
-        if WINNERS:
-            tl.store(argmax_ptr + t_m * columns + column, tl.where(end_n > start_n, winner, -1), mask=in_m)
-    tl.store(scores_ptr + query * columns + column, tl.sum(score, axis=0))
+                to = argmax_ptr + (m + i_m).to(tl.int64) * columns + column
+                tl.store(to, tl.where(end_n > start_n, winner, -1), mask=i_m < end_m - m)
+    tl.store(scores_ptr + query.to(tl.int64) * columns + column, tl.sum(score, axis=0), mask=own)
 
 
 def forward(
@@ -98,12 +135,13 @@ def forward(
     columns = () if pairwise else (cu_documents.shape[0] - 1,)
     scores = q.new_empty((Bq, *columns), dtype=torch.float32)
     argmax = q.new_full((Tq, *columns) if winners else (0,), -1, dtype=torch.int32)
-    launch.start(
-        _fwd_kernel, (scores.numel(),), q,
-        q, d, cu_queries.contiguous(), cu_documents.contiguous(), scores, argmax,
-        q.stride(0), d.stride(0), Tq, Td, Bq, *(columns or (1,)), D, PAIRWISE=pairwise, WINNERS=winners,
-        **launch.maxsim("fwd int8" if d.dtype == torch.int8 else "fwd", q),
-    )  # fmt: skip
+    cu_queries, cu_documents = cu_queries.contiguous(), cu_documents.contiguous()
+    for block in launch.maxsim_forward(q, d, Bq, winners):
+        launch.start(
+            _fwd_kernel, (scores.numel(),), q,
+            q, d, cu_queries, cu_documents, scores, argmax,
+            Tq, Td, Bq, *(columns or (1,)), D, q.stride(0), d.stride(0), PAIRWISE=pairwise, WINNERS=winners, **block,
+        )  # fmt: skip
     return scores, argmax
 
 

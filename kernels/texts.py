@@ -42,3 +42,16 @@ def clear(base, stride, width, cu_seqlens_ptr, B, T, ROWS: tl.constexpr, BLOCK: 
             t = tl.where(i < low, i, i - low + high).to(tl.int64)
             zero = tl.zeros((ROWS, BLOCK), base.dtype.element_ty)
             tl.store(base + t[:, None] * stride + c[None, :], zero, mask=(t < T)[:, None] & (c < width)[None, :])
+
+
+@triton.jit
+def ordered(x):
+    """fp32 -> int32 that order as the numbers do, NaN above all; `number` undoes it."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(x != x, 2**31 - 1, bits ^ ((bits >> 31) & (2**31 - 1)))
+
+
+@triton.jit
+def number(order):
+    """int32 of `ordered` -> fp32."""
+    return (order ^ ((order >> 31) & (2**31 - 1))).to(tl.float32, bitcast=True)

@@ -46,9 +46,9 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def host_readable(x: torch.Tensor) -> bool:
-    """Whether reading values of `x` costs no device synchronisation."""
-    return x.device.type == "cpu"
+def host_readable(x: torch.Tensor | torch.device) -> bool:
+    """Whether reading values of `x`, or of what lies there, costs no device synchronisation."""
+    return (x if isinstance(x, torch.device) else x.device).type == "cpu"
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "maxsim": (
         _triton(tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
+        _REFERENCE,
+    ),
+    "ranking": (
+        replace(_triton(), cannot=("more than 128 best",)),
         _REFERENCE,
     ),
     "cross_entropy": (

@@ -96,9 +96,10 @@ def differentiable(function: type[torch.autograd.Function], op: Callable) -> Cal
     return function.apply if wants_gradients() else op
 
 
-def wants_gradients() -> bool:
-    """Whether a derivative of what is computed now may be asked for."""
-    return torch.is_grad_enabled() or (not torch.compiler.is_compiling() and is_transformed())
+def wants_gradients(*inputs: torch.Tensor) -> bool:
+    """Whether a derivative of what is computed now, from these inputs where some are named, may be asked for."""
+    tracked = torch.is_grad_enabled() and (len(inputs) == 0 or any(x.requires_grad for x in inputs))
+    return tracked or (not torch.compiler.is_compiling() and is_transformed())
 
 
 def is_transformed() -> bool:

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import gc
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -74,6 +75,7 @@ def interleave(
     rest: float = 0.0,
     clock: Callable[[Callable[[], Any]], float] | None = None,
     leave_out: Callable[[Arm, Exception], bool] = lambda arm, error: False,
+    until: float = math.inf,
 ) -> list[Measurement]:
     """Times every arm once a round, so that drift of the machine meets all arms alike.
 
@@ -84,6 +86,7 @@ def interleave(
         rest: idle seconds before each sample, for the threads of the arm before to stop spinning.
         clock: from an arm's `run` to the seconds of one call; `seconds` unless given.
         leave_out: asked when an arm fails in its warm-up or its check; True times the others without it.
+        until: time.time() after which nothing is begun: rounds end, and an arm without a sample has failed.
 
     Returns:
         One measurement per arm that is not left out, in the order of `arms`.
@@ -95,9 +98,12 @@ def interleave(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if warmup < (1 if any(arm.check for arm in arms) else 0):
         raise ValueError(f"warmup must be at least 1 where an arm is checked, got {warmup}")
+    over = TimeoutError("the time was over")
     peaks: list[tuple[Arm, int | None]] = []
     for arm in arms:
         try:
+            if time.time() > until:
+                raise over
             peaks.append((arm, _warm_up(arm, warmup)))
         except Exception as error:  # whatever it is, the caller decides whether the others go on
             if not leave_out(arm, error):
@@ -105,12 +111,17 @@ def interleave(
     samples: list[list[float]] = [[] for _ in peaks]
     for _ in range(rounds):
         for (arm, _), taken in zip(peaks, samples, strict=True):
+            if time.time() > until:
+                break
             time.sleep(rest)
             try:
                 taken.append((clock or seconds)(arm.run))
             except Exception as error:  # a lost accelerator: whose doing it was
                 raise RuntimeError(f"while {arm.name} was timed: {error}") from error
-    return [Measurement(arm.name, tuple(taken), peak) for (arm, peak), taken in zip(peaks, samples, strict=True)]
+    for (arm, _), taken in zip(peaks, samples, strict=True):
+        if not taken and not leave_out(arm, over):
+            raise over
+    return [Measurement(a.name, tuple(taken), peak) for (a, peak), taken in zip(peaks, samples, strict=True) if taken]
 
 
 def seconds(run: Callable[[], Any]) -> float:

@@ -31,6 +31,23 @@ def test_a_wrong_arm_is_never_timed() -> None:
     assert calls == ["right"]
 
 
+def test_time_that_is_over_ends_the_rounds_and_leaves_out_what_was_not_timed(monkeypatch) -> None:
+    """What has a sample keeps it."""
+    clock, left_out = iter(range(100)), []
+    monkeypatch.setattr(timing.time, "time", lambda: next(clock))
+    arms = [Arm(name, int) for name in "abc"]
+
+    def leave_out(arm: Arm, error: Exception) -> bool:
+        left_out.append(f"{arm.name}: {error}")
+        return True
+
+    found = interleave(arms, rounds=9, leave_out=leave_out, until=4)  # three warm-ups, two samples
+    assert [(m.name, len(m.samples)) for m in found] == [("a", 1), ("b", 1)]
+    assert left_out == ["c: the time was over"]
+    with pytest.raises(TimeoutError):
+        interleave(arms, until=0)
+
+
 def test_an_arm_that_may_fail_is_left_out() -> None:
     arms = [Arm("broken", lambda: 1 // 0), Arm("right", int)]
     left_out: list[tuple[str, type]] = []

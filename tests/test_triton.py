@@ -163,11 +163,14 @@ def test_rows_that_bounds_leave_out_are_zero(T, bounds):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the calls that would make the host wait for a GPU."""
+    """Counts the calls that would make the host wait for a GPU, and names what else is called."""
 
-    count = 0
+    def __init__(self):
+        super().__init__()
+        self.count, self.seen = 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
         self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
         return func(*args, **(kwargs or {}))
 
@@ -176,13 +179,14 @@ class Waits(TorchDispatchMode):
 def test_the_host_waits_for_totals_only():
     """Once for the number of tokens, once for the number of labelled rows; for nothing else."""
     x, bounds, indices = torch.randn(6, 8), torch.tensor([0, 2, 6], dtype=torch.int32), torch.arange(6)
-    padding, maxsim, cross_entropy = map(kernels, ("padding", "maxsim", "cross_entropy"))
+    padding, maxsim, cross_entropy, ranking = map(kernels, ("padding", "maxsim", "cross_entropy", "ranking"))
     loss = (x, x, None, indices)
     for call, expected in (
         (lambda: padding.plan(torch.ones(2, 3)), 1),
         (lambda: padding.pad(padding.unpad(x, indices), indices, 9), 0),
         (lambda: padding.tiles(bounds, 6, 4), 0),
         (lambda: maxsim.forward(x, x, bounds, bounds, False, True), 0),
+        (lambda: ranking.forward(x, torch.arange(9), None, None, 3), 0),
         (lambda: maxsim.backward(x[:2, 0], x, x, bounds, bounds, indices.int(), True), 0),
         (lambda: cross_entropy.forward(*loss, -100), 1),
         (lambda: cross_entropy.backward(x[:, 0], *loss, x[:, 0], -100, True, True, True), 1),
@@ -190,6 +194,32 @@ def test_the_host_waits_for_totals_only():
         with Waits() as waits:
             call()
         assert waits.count == expected
+
+
+@interpreted
+@pytest.mark.parametrize("documents, launches", [(40, 2), (9000, 3)])
+def test_the_best_documents_take_few_launches(monkeypatch, documents, launches):
+    """Of the scores and of the ranking; torch launches nothing between them, and the host waits for nothing."""
+    started, start = [], kernels("launch").start
+    q, bounds, scales = torch.randn(3, 8), torch.arange(documents + 1, dtype=torch.int32), torch.rand(documents)
+    d, cu_queries, allowed = q[:1].expand(documents, -1), bounds[::documents] * 3 // documents, scales > 0.5
+    scores = torch.rand(1, documents)
+
+    def counted(kernel, grid, *args, **options):
+        started.append(kernel)
+        if kernel is kernels("maxsim")._fwd_kernel:  # nine thousand programs would take long
+            args[5].copy_(scores)
+        else:
+            start(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(kernels("launch"), "start", counted)
+    monkeypatch.setattr("modernbert_fast.ops.checks.host_readable", lambda x: False)
+    with dispatch.use_backend("triton", "maxsim", "ranking"), Waits() as waits:
+        _, found = ops.maxsim_topk(q, d, cu_queries, bounds, 10, scales=scales, allowed=allowed)
+    assert len(started) == launches and waits.count == 0
+    names = {"maxsim_forward", "ranking_forward", "empty", "new_empty", "new_full", "copy_", "detach", "select"}
+    assert waits.seen <= names
+    assert found.tolist() == (scores * scales).where(allowed, -1).topk(10).indices.tolist()
 
 
 def accurate(problem):
@@ -211,6 +241,9 @@ PAD = accurate(problems.pad(20, (6,), 13, F32, CPU))
 LEFT = accurate(problems.plan(lambda draw: torch.arange(1030).expand(2, -1) >= torch.tensor([[0], [3]]), CPU))
 TILES = accurate(problems.tiles((3, 0, 9, 4), 4, CPU))
 MAXSIM = accurate(problems.maxsim((3, 1, 4), (70, 2, 7), 64, F32, CPU))
+SHORT = accurate(problems.maxsim((3, 1, 4), (1, 2, 1), 16, F32, CPU))
+SEARCH = accurate(problems.maxsim((33, 3), (70, 2, 7), 16, F32, CPU).but(grads=()))
+RANKING = accurate(problems.ranking(2, 40, 9, F32, CPU, chosen=True))
 LOSS, WORDS = (accurate(problems.cross_entropy(8, 64, V, F32, CPU, bias=False, labelled=1.0)) for V in (17, 5000))
 
 
@@ -255,10 +288,19 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("padding", "blocks of a row overlap", "t += tl.max(rank, axis=0)", "t += 0", LEFT),
     ("padding", "rows without a token keep another's", "mask=held, other=0", "mask=(w < W)[None, :]", PAD),
     ("padding", "own tiles counted twice", "T, other < text)", "T, other <= text)", TILES),
-    ("maxsim", "neighbours score", "in_n = t_n < end_n", "in_n = t_n < Td", MAXSIM),
+    ("maxsim", "neighbours score", "better = ((s > best) | ((s != s) & (best == best)) | (at < 0)) & in_n",
+     "better = (s > best) | ((s != s) & (best == best)) | (at < 0)", SHORT),
+    ("maxsim", "neighbours score without winners", "tl.where(in_n, s, float(\"-inf\"))", "s", SEARCH),
+    ("maxsim", "a document's last tile missed", "mask=(i < end - first)", "mask=(i < end - first - 64)", SEARCH),
+    ("maxsim", "tokens beyond the first unit dropped", "static_range(BLOCK_M // UNIT)", "static_range(1)", SEARCH),
+    ("maxsim", "a query of neither launch", "(end_m - start_m > ABOVE)", "(end_m - start_m > ABOVE + 1)", SEARCH),
     ("maxsim", "the last of equals wins", "(s > best)", "(s >= best)", ties),
-    ("maxsim", "a block's winner kept", "where(better, t_n[:, None]", "where(at < 0, t_n[:, None]", MAXSIM),
+    ("maxsim", "a block's winner kept", "where(better, (n + i_n)[:, None]", "where(at < 0, (n + i_n)[:, None]", MAXSIM),
     ("maxsim", "queries weighed alike", "other=0.0) * chosen", "other=0.0) * 0 + chosen", MAXSIM),
+    ("ranking", "the later of equals wins", "(LOW - n.to(tl.int64))", "n.to(tl.int64)", RANKING),
+    ("ranking", "found twice", "key = tl.where(key == top, NONE, key)", "key = key", RANKING),
+    ("ranking", "documents without tokens found", "other=0) > start)", "other=0) >= start)", RANKING),
+    ("ranking", "scales forgotten", "if scales_ptr is not None", "if False", RANKING),
     ("cross_entropy", "label not subtracted", "* share - one", "* share", LOSS),
     ("cross_entropy", "sums not shrunk", "total * tl.exp(peak - base) +", "total +", WORDS),
     ("cross_entropy", "lanes not brought together", "total * tl.exp(peak - base[:, None])", "total", LOSS),

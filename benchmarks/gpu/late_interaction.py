@@ -48,7 +48,7 @@ def cases(sizes: Sizes) -> Iterator[Case]:
 def search(sizes: Sizes, dtype: str) -> dict[str, Any]:
     """One query of 32 vectors over as many documents and vectors as sentence-transformers times: 4,874 and 608,414."""
     documents, total = (40, 400) if sizes.dry else (4874, 608_414)
-    lengths = _lengths(documents, total)
+    lengths = lengths_of(documents, total)
     cu = torch.tensor([*itertools.accumulate(lengths, initial=0)], dtype=torch.int32)
     query, vectors = _unit(32, sizes), _unit(total, sizes)
     one = torch.tensor([0, 32], dtype=torch.int32, device=sizes.device)
@@ -56,7 +56,7 @@ def search(sizes: Sizes, dtype: str) -> dict[str, Any]:
         with IndexWriter(Path(folder) / "index", DIM, dtype) as writer:
             writer.add([str(i) for i in range(documents)], vectors.float().cpu(), cu)
         index = Index(Path(folder) / "index", sizes.device)
-        d, bounds, scales = index.segments[0].on(sizes.device)
+        d, bounds, scales, _ = index.segments[0].on(sizes.device)
         half = d.to(query.dtype) if scales is None else d.to(query.dtype) * scales.repeat_interleave(
             bounds.diff(), output_size=total
         )[:, None].to(query.dtype)  # fmt: skip
@@ -240,7 +240,7 @@ def _unit(tokens: int, sizes: Sizes) -> torch.Tensor:
     return torch.nn.functional.normalize(x, dim=1).to(torch.float32 if sizes.dry else torch.float16)
 
 
-def _lengths(documents: int, total: int) -> list[int]:
+def lengths_of(documents: int, total: int) -> list[int]:
     """Lengths of documents, uneven, that add up."""
     weights = [1 + i * 7919 % 245 for i in range(documents)]
     scaled = [max(1, w * total // sum(weights)) for w in weights]

@@ -31,8 +31,7 @@ def markdown(record: dict[str, Any]) -> str:
     for case in record["cases"]:
         if rows := _rows(case):
             lines += [f"## {case['case']}", "", *_table(rows), ""]
-            lines += [f"- {name}: not measured: {why}" for name, why in case["result"].get("missing", {}).items()]
-            lines += [""] if case["result"].get("missing") else []
+            lines += [*(f"- {line}" for line in _missing(case)), ""] if _missing(case) else []
         elif case["state"] == "passed" and case.get("result"):
             lines += [f"- {case['case']}: {_words(case['result'])}", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -44,6 +43,7 @@ def summary(record: dict[str, Any]) -> str:
     for case in record["cases"]:
         for row in _rows(case):
             lines.append(f"{case['case'][:60]:<60} " + "  ".join(f"{_cell(v)}" for v in row.values()))
+        lines += [f"{case['case'][:60]:<60} {line}" for line in _missing(case)]
     failed = [
         f"FAILED {case['case']}: {case.get('reason', '')}" for case in record["cases"] if case["state"] == "failed"
     ]
@@ -77,6 +77,12 @@ def _tested(cases: list[dict[str, Any]]) -> list[str]:
         dict(zip(("op", "row", "dtype"), cell, strict=True)) | {s: n[s] for s in STATES} for cell, n in cells.items()
     ]
     return ["## Op tests", "", *_table(sorted(rows, key=lambda row: (row["op"], row["row"], row["dtype"]))), ""]
+
+
+def _missing(case: dict[str, Any]) -> list[str]:
+    result = case.get("result")
+    missing = result.get("missing", {}) if isinstance(result, dict) else {}
+    return [f"{name}: not measured: {why}" for name, why in missing.items()]
 
 
 def _rows(case: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from modernbert_fast.ops.linear import linear, linear_geglu
 from modernbert_fast.ops.maxsim import keep_tokens, maxsim, maxsim_topk
 from modernbert_fast.ops.padding import pad, plan, tiles, unpad
 from modernbert_fast.ops.pooling import pooling
+from modernbert_fast.ops.ranking import ranking
 from modernbert_fast.ops.rope import rope
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "pad",
     "plan",
     "pooling",
+    "ranking",
     "rope",
     "tiles",
     "unpad",

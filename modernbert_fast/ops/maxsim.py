@@ -11,9 +11,9 @@ from modernbert_fast.dispatch import call_of
 from modernbert_fast.library import define, wants_gradients
 from modernbert_fast.ops import checks
 from modernbert_fast.ops.padding import unpad
+from modernbert_fast.ops.ranking import check_choice, ranking
 
 _SCORES = 2**26  # that a search holds at one time
-_MAGNITUDE, _LOW = 2**31 - 1, 2**32 - 1  # bits of an fp32 number without its sign; the low half of an int64
 
 
 def _check_forward(
@@ -114,7 +114,7 @@ def maxsim(
     Raises:
         ValueError: on bounds or shapes that do not fit.
     """
-    if d.dtype == torch.int8 or not wants_gradients():
+    if d.dtype == torch.int8 or not wants_gradients(q, d):  # winners cost time, and memory for each token and document
         scores, argmax = _forward(q.detach(), d, cu_queries, cu_documents, pairwise, return_argmax)
         return (scores, argmax) if return_argmax else scores
     if d is q:
@@ -150,39 +150,26 @@ def maxsim_topk(
     Raises:
         ValueError: on bounds or shapes that do not fit, or k below 1; TypeError: on dtypes other than these.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     Bq, Bd = cu_queries.numel() - 1, cu_documents.numel() - 1
-    for name, x in (("scales", scales), ("allowed", allowed)):
-        if x is not None:
-            checks.shape(name, x, Bd)
-            checks.same_device(q, **{name: x})
-    checks.floating(scales=scales)
-    checks.boolean(allowed=allowed)
-    best = q.new_empty((max(Bq, 0), 0), dtype=torch.int64)
+    check_choice(q, Bd, k, scales, allowed)
     at_once = max(1, _SCORES // max(Bq, 1))
-    if at_once < Bd:  # a part's bounds do not tell where the whole begins and ends
-        _check_forward(q, d, cu_queries, cu_documents, False)
     with torch.no_grad():
-        for first in range(0, max(Bd, 1), at_once):
-            part, bounds = d, cu_documents
-            if at_once < Bd:
-                bounds = cu_documents[first : first + at_once + 1]
-                start, stop = bounds[[0, -1]].tolist()
-                part, bounds = d[start:stop], bounds - start
-            own = slice(first, first + at_once)
-            scores = _forward(q, part, cu_queries, bounds, False, False)[0]
-            scores = (scores if scales is None else scores * scales[own]).float()
-            found = bounds.diff() > 0 if allowed is None else (bounds.diff() > 0) & allowed[own]
-            scores = scores.masked_fill(~found | scores.isnan(), float("-inf"))
-            best = torch.cat((best, _ranked(scores, first)), dim=1)
-            best = best.topk(min(k, best.shape[1])).values
-    high = (best >> 32).int()
-    scores = (high ^ (high >> 31 & _MAGNITUDE)).view(torch.float32)
-    documents = torch.where(scores > float("-inf"), _LOW - (best & _LOW), -1)
-    missing = (0, k - best.shape[1])
-    pad = torch.nn.functional.pad
-    return pad(scores, missing, value=float("-inf")), pad(documents, missing, value=-1)
+        if at_once >= Bd:
+            scores = _forward(q, d, cu_queries, cu_documents, False, False)[0]
+            return ranking(scores, cu_documents, k, scales=scales, allowed=allowed)
+        _check_forward(q, d, cu_queries, cu_documents, False)  # a part's bounds do not tell where the whole ends
+        best, documents = q.new_empty((Bq, 0), dtype=torch.float32), q.new_empty((Bq, 0), dtype=torch.int64)
+        for first in range(0, Bd, at_once):
+            bounds = cu_documents[first : first + at_once + 1]
+            start, stop = bounds[[0, -1]].tolist()
+            scores = _forward(q, d[start:stop], cu_queries, bounds - start, False, False)[0]
+            scale, fit = (None if x is None else x[first : first + at_once] for x in (scales, allowed))
+            top, found = ranking(scores, bounds, k, scales=scale, allowed=fit)
+            found = torch.where(found < 0, found, found + first)
+            # Of equals the earlier part's stays before.
+            best, order = torch.cat((best, top), 1).sort(dim=1, descending=True, stable=True)
+            best, documents = best[:, :k], torch.cat((documents, found), 1).gather(1, order[:, :k])
+    return best, documents
 
 
 def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,13 +193,3 @@ def keep_tokens(x: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor) -
     checks.boolean(mask=mask)
     kept = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
     return unpad(x, mask.nonzero().squeeze(1)), kept[cu_seqlens.long()].int()
-
-
-def _ranked(scores: torch.Tensor, first: int) -> torch.Tensor:
-    """scores (Bq, N) of documents from `first` on -> int64 that order as they do, of equals the earlier one larger.
-
-    No two are equal, so there is only one answer to which are the largest.
-    """
-    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
-    documents = torch.arange(first, first + scores.shape[1], device=scores.device)
-    return (bits ^ (bits >> 31 & _MAGNITUDE)).long() << 32 | (_LOW - documents)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from modernbert_fast import dispatch, ops
+from modernbert_fast.library import Reading
 from modernbert_fast.ops import checks
 from modernbert_fast.retrieval.manifest import Manifest
 from modernbert_fast.retrieval.segment import Segment
@@ -40,7 +41,7 @@ class Index:
         folder: of the index.
         device: that searches. On "cpu" vectors stay in the mapped files; another device gets a copy of each segment
             with the first search. There queries are rounded to float16, as vectors of a float16 index are, because that
-            is what its tensor cores multiply.
+            is what its tensor cores multiply; of queries that lie on the host only results are waited for.
 
     Attributes:
         manifest: the state.
@@ -98,29 +99,36 @@ class Index:
         Raises:
             ValueError: on shapes that do not fit, queries that are not finite once rounded, or k below 1.
         """
-        queries, cu_queries = self.checked(queries, cu_queries, k)
-        queries, cu_queries = queries.to(self.device), cu_queries.to(self.device)
-        if not dispatch.host_readable(queries):
-            queries = _rounded(queries, torch.float16)
-        found: list[list[tuple[float, int, int]]] = [[] for _ in range(cu_queries.numel() - 1)]
+        queries, cu_queries = self.checked(queries, cu_queries, k, self._multiplied)
+        queries, cu_queries = (x.to(self.device, non_blocking=True) for x in (queries, cu_queries))
+        numbers: list[int] = []
+        best: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, segment in enumerate(self.segments):
             selected = segment.selected(where)
             if segment.entry.documents == 0 or (selected is not None and not bool(selected.any())):
                 continue
-            vectors, bounds, scales = segment.on(self.device)
-            allowed = None if selected is None else selected.to(self.device)
+            vectors, bounds, scales, live = segment.on(self.device)
+            allowed = selected.to(self.device, non_blocking=True) if where and selected is not None else live
             at_most = min(k, segment.entry.documents)
-            best = ops.maxsim_topk(queries, vectors, cu_queries, bounds, at_most, scales=scales, allowed=allowed)
-            for scores, documents, hits in zip(*(x.tolist() for x in best), found, strict=True):
-                hits += [(s, number, document) for s, document in zip(scores, documents, strict=True) if document >= 0]
-                hits.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
-                del hits[k:]
-        return [[self.hit(*hit) for hit in hits] for hits in found]
+            best.append(ops.maxsim_topk(queries, vectors, cu_queries, bounds, at_most, scales=scales, allowed=allowed))
+            numbers += [number] * at_most
+        # Every segment is under way before the first result is waited for.
+        found = [Reading(x[0] if len(x) == 1 else torch.cat(x, 1)) for x in zip(*best, strict=True)]
+        hits: list[list[tuple[float, int, int]]] = [[] for _ in range(cu_queries.numel() - 1)]
+        for row, scores, documents in zip(hits, *(reading.get() for reading in found), strict=True) if found else ():
+            row += [hit for hit in zip(scores, numbers, documents, strict=True) if hit[2] >= 0]
+            row.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
+        return [[self.hit(*hit) for hit in row[:k]] for row in hits]
+
+    @property
+    def _multiplied(self) -> torch.dtype:
+        """What queries are rounded to."""
+        return torch.float32 if dispatch.host_readable(self.device) else torch.float16
 
     def checked(
-        self, queries: torch.Tensor, cu_queries: torch.Tensor | None, k: int
+        self, queries: torch.Tensor, cu_queries: torch.Tensor | None, k: int, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The queries of a search in fp32 and their bounds, or the ValueError that `search` promises."""
+        """The queries of a search in `dtype` and their bounds, or the ValueError that `search` promises."""
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         if queries.dim() != 2 or queries.shape[1] != self.manifest.dim:
@@ -128,7 +136,10 @@ class Index:
         if cu_queries is None:
             cu_queries = torch.arange(queries.shape[0] + 1, dtype=torch.int32)
         checks.cu_seqlens("cu_queries", cu_queries, queries.shape[0])
-        return _rounded(queries, torch.float32), cu_queries
+        queries = queries.to(dtype)
+        if not bool(queries.isfinite().all()):  # a number that is too large would score as infinite
+            raise ValueError(f"queries must be finite in {dtype}")
+        return queries, cu_queries
 
     def hit(self, score: float, number: int, row: int) -> Hit:
         """The document of a row of a segment, as it is found."""
@@ -138,11 +149,3 @@ class Index:
     def verify(self) -> list[str]:
         """Reads every byte of the state; what is damaged, a sentence each, the file named."""
         return [sentence for segment in self.segments for sentence in segment.damage()]
-
-
-def _rounded(queries: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The queries in the dtype that is searched with; a number that is too large for it would score as infinite."""
-    queries = queries.to(dtype)
-    if not bool(queries.isfinite().all()):
-        raise ValueError(f"queries must be finite in {dtype}")
-    return queries

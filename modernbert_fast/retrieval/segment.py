@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from modernbert_fast.retrieval import quantize
@@ -16,11 +17,12 @@ from modernbert_fast.retrieval.manifest import SegmentEntry
 
 
 class Vectors(NamedTuple):
-    """Vectors (T, D) of documents, their bounds (N + 1,) and, for int8, a scale (N,) each."""
+    """Vectors (T, D) of documents, their bounds (N + 1,), for int8 a scale (N,) each; which are there, if not all."""
 
     vectors: torch.Tensor
     bounds: torch.Tensor
     scales: torch.Tensor | None
+    live: torch.Tensor | None
 
 
 class Segment:
@@ -75,8 +77,13 @@ class Segment:
 
     def id(self, row: int) -> str:
         """The id of one document, without reading the others."""
-        data, bounds = self._ids
-        return data[int(bounds[row]) : int(bounds[row + 1])].numpy().tobytes().decode("utf-8", "replace")
+        data, bounds = self._id_arrays
+        return data[bounds[row] : bounds[row + 1]].tobytes().decode("utf-8", "replace")
+
+    @cached_property
+    def _id_arrays(self) -> tuple[np.ndarray, ...]:
+        """Both parts of the ids for NumPy, which takes an element in a tenth of torch's time."""
+        return tuple(part.numpy() for part in self._ids)
 
     def selected(self, where: Mapping[str, Any] | None) -> torch.Tensor | None:
         """(N,) bool, the documents that are there and have these attributes; None when that is all of them."""
@@ -91,12 +98,12 @@ class Segment:
 
     def on(self, device: torch.device) -> Vectors:
         """The vectors on a device, which keeps them; on the CPU those of the mapped file."""
-        here = Vectors(self.vectors, self.bounds, self.scales)
+        here = Vectors(self.vectors, self.bounds, self.scales, self.live)
         if device == self.vectors.device:
             return here
         if device not in self._elsewhere:
-            scales = None if self.scales is None else self.scales.to(device)
-            self._elsewhere[device] = Vectors(self.vectors.to(device), self.bounds.to(device), scales)
+            scales, live = (None if x is None else x.to(device) for x in here[2:])
+            self._elsewhere[device] = Vectors(self.vectors.to(device), self.bounds.to(device), scales, live)
         return self._elsewhere[device]
 
     def damage(self) -> list[str]:

@@ -200,6 +200,25 @@ def _padded(x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, (0, -x.shape[1] % 64, 0, max(2048 - len(x), 0)))
 
 
+def ranking(
+    scores: torch.Tensor,
+    cu_documents: torch.Tensor,
+    k: int,
+    scales: torch.Tensor | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """scores (B, N) -> best (B, k) fp32, documents (B, k); a sort that leaves equals in their order."""
+    scaled = scores.double() * (1 if scales is None else scales.double())
+    fit = cu_documents.diff() > 0 if allowed is None else (cu_documents.diff() > 0) & allowed
+    rows = []
+    for row in scaled.float().tolist():
+        found = [j for j, here in enumerate(fit.tolist()) if here and row[j] > float("-inf")]
+        found = sorted(found, key=lambda j: -row[j])[:k]
+        rows.append([(row[j] + 0.0, j) for j in found] + [(float("-inf"), -1)] * (k - len(found)))
+    pairs = torch.tensor(rows, dtype=torch.float64, device=scores.device).view(len(scores), k, 2)
+    return pairs[..., 0].float(), pairs[..., 1].long()
+
+
 def cross_entropy(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore_index: int = -100
 ) -> torch.Tensor:

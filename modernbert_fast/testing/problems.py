@@ -356,6 +356,21 @@ def maxsim(
     )  # fmt: skip
 
 
+def ranking(B: int, N: int, k: int, dtype: torch.dtype, device: torch.device, *, chosen: bool = False) -> Problem:
+    """The k best of B rows of N scores, some of them alike; `chosen` scales them and leaves some out."""
+
+    def draw_inputs(draw: Draw) -> Tensors:
+        scores = draw.integers(-9, 9, B, N).to(draw.dtype) / 4
+        inputs = {"scores": scores, "cu_documents": draw.bounds(draw.integers(0, 4, N).tolist())}
+        more = {"scales": draw.integers(1, 4, N).to(draw.dtype), "allowed": draw.integers(0, 3, N) > 0}
+        return inputs | (more if chosen else {})
+
+    return Problem(
+        "ranking", dtype, device, draw_inputs,
+        lambda **inputs: ops.ranking(**inputs, k=k), lambda **inputs: plain.ranking(**inputs, k=k), exact=True,
+    )  # fmt: skip
+
+
 def cross_entropy(
     T: int, C: int, V: int, dtype: torch.dtype, device: torch.device, *, bias: bool = True, labelled: float = 0.3
 ) -> Problem:

@@ -63,6 +63,9 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     "maxsim": lambda dtype, device: [
         problems.maxsim((3, 1, 4), (5, 2, 7), 65, dtype, device, pairwise=pairwise) for pairwise in (False, True)
     ],
+    "ranking": lambda dtype, device: [
+        problems.ranking(3, 20, k, dtype, device, chosen=chosen) for k, chosen in ((4, False), (30, True))
+    ],
     "cross_entropy": lambda dtype, device: [
         problems.cross_entropy(9, 12, 17, dtype, device, bias=bias, labelled=0.6) for bias in (False, True)
     ],

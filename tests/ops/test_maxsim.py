@@ -100,6 +100,32 @@ def test_alone_as_in_any_batch(backend, device, dtype):
         assert_same_bits(pairs[i], scores[i, i], f"pair {i}")
 
 
+@pytest.mark.rows("cpu", "triton")
+def test_scores_do_not_depend_on_winners_nor_on_company(backend, device, dtype):
+    """Queries on both sides of a kernel's tiles, asked for scores alone: in a batch, alone, and with their winners."""
+    queries, documents, D = (32, 1, 0, 33, 129), (65, 0, 3), 16
+    q, d, cu_queries, cu_documents = problems.maxsim(queries, documents, D, dtype, device).inputs().values()
+    scores = ops.maxsim(q, d, cu_queries, cu_documents)
+    assert_same_bits(scores, ops.maxsim(q, d, cu_queries, cu_documents, return_argmax=True)[0])
+    for i, (start, end) in enumerate(itertools.pairwise(cu_queries.tolist())):
+        one = torch.tensor([0, end - start], dtype=torch.int32, device=device)
+        assert_same_bits(ops.maxsim(q[start:end], d, one, cu_documents)[0], scores[i], f"query {i}")
+
+
+def test_winners_only_where_something_is_differentiated(backend, device, monkeypatch):
+    """They take time and as much memory as the scores of each token."""
+    asked, inputs = [], problems.maxsim((3, 2), (4, 5), 8, torch.float32, device).inputs()
+    module = sys.modules["modernbert_fast.ops.maxsim"]
+    forward = module._forward
+    monkeypatch.setattr(module, "_forward", lambda *args: (asked.append(args[5]), forward(*args))[1])
+    assert not ops.maxsim(**inputs).requires_grad
+    with torch.no_grad():
+        ops.maxsim(**{**inputs, "q": inputs["q"].clone().requires_grad_()})
+    for name in "qd":
+        assert ops.maxsim(**{**inputs, name: inputs[name].clone().requires_grad_()}).requires_grad
+    assert asked == [False, False, True, True]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_results_do_not_depend_on_threads(backend, device, dtype, keep_threads, pairwise):
