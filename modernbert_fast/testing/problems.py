@@ -19,20 +19,10 @@ Tensors = dict[str, Any]  # by name; None where an optional tensor is left out
 # Around every tile edge, and the cases that kernels forget. Never tiny texts alone: there torch is exact, and no
 # yardstick.
 LENGTHS = (
-    (),
-    (0,),
-    (1, 33),
-    (0, 0, 1, 0, 37, 2, 0, 0),
-    (15, 16, 17, 1, 2, 31, 33),
-    (63, 64, 65, 66, 0),
-    (127, 128, 0, 129, 130),
-    (255, 256, 257),
-    tuple((7 * i) % 23 for i in range(60)),
-    (511, 1, 512, 513),
-    (1023, 2),
-    (1024,),
-    (3, 1025),
-)
+    (), (0,), (1, 33), (0, 0, 1, 0, 37, 2, 0, 0), (15, 16, 17, 1, 2, 31, 33), (63, 64, 65, 66, 0),
+    (127, 128, 0, 129, 130), (255, 256, 257), tuple((7 * i) % 23 for i in range(60)), (511, 1, 512, 513), (1023, 2),
+    (1024,), (3, 1025),
+)  # fmt: skip
 
 
 class Draw:
