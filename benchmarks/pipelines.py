@@ -1,4 +1,4 @@
-"""sentence-transformers' four kinds of model around one ModernBERT, and texts of given lengths for them."""
+"""sentence-transformers' kinds of model around one ModernBERT, and texts of given lengths for them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from modernbert_fast.config import EncoderConfig
 
 DIM = 128  # of a token's vector
 QUERY = 12  # words of a pair's query
+EXPANDED = 32  # tokens of an expanded query
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the four.
+    """One of them.
 
     Attributes:
-        name: of its class.
+        name: of its class, and of what it is asked.
         auto: transformers' class that its checkpoint is of.
         build: from a checkpoint's folder, keyword arguments of its weights and a device to the model.
         run: from the model, texts and a batch size to vectors or scores, (n, D) a text or (D,).
         more: tokens that a text gets beyond its own.
+        expanded: tokens of each text, where that does not depend on it.
     """
 
     name: str
@@ -35,10 +37,11 @@ class Kind:
     build: Callable[[str, dict[str, Any], str], Any]
     run: Callable[[Any, list[str], int], Sequence[torch.Tensor]]
     more: int = 0
+    expanded: int = 0
 
     def tokens(self, lengths: Sequence[int]) -> int:
         """Of texts of these lengths, all together."""
-        return sum(lengths) + self.more * len(lengths)
+        return self.expanded * len(lengths) or sum(lengths) + self.more * len(lengths)
 
 
 def write(config: EncoderConfig, kind: Kind, folder: Path) -> None:
@@ -74,17 +77,29 @@ def _sentence(folder: str, weights: dict[str, Any], device: str) -> Any:
     return st.SentenceTransformer(modules=[word, pooling, Normalize()], device=device)
 
 
-def _multi_vector(folder: str, weights: dict[str, Any], device: str) -> Any:
+def _multi_vector(folder: str, weights: dict[str, Any], device: str, expansion: dict[str, Any] | None = None) -> Any:
     import sentence_transformers as st
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    word, tokens = Transformer(folder, model_kwargs=weights), {"module_input_name": "token_embeddings"}
+    word = Transformer(folder, model_kwargs=weights, query_expansion=expansion)
+    tokens = {"module_input_name": "token_embeddings"}
     torch.manual_seed(0)
     plain = {"bias": False, "activation_function": nn.Identity()}
     dense = Dense(word.get_embedding_dimension(), DIM, **plain, **tokens).to(word.model.dtype)
     modules = [word, dense, MultiVectorMask(), Normalize(**tokens)]
     return st.MultiVectorEncoder(modules=modules, device=device)
+
+
+def _colbert(folder: str, weights: dict[str, Any], device: str) -> Any:
+    """Queries are filled up with [MASK], which no token attends to, as ColBERT does, and by default all others."""
+    return _multi_vector(folder, weights, device, {"strategy": "fixed", "attend": False, "length": EXPANDED})
+
+
+def _queries(model: Any, texts: list[str], size: int) -> Sequence[torch.Tensor]:
+    """Vectors of the first 2 to 30 words of each text as a query: 4 tokens or more, 32 with the expansion."""
+    queries = [" ".join(text.split()[: 2 + 7 * i % (EXPANDED - 3)]) for i, text in enumerate(texts)]
+    return model.encode_query(queries, batch_size=size)
 
 
 def _sparse(folder: str, weights: dict[str, Any], device: str) -> Any:
@@ -125,6 +140,7 @@ KINDS = {
             _multi_vector,
             lambda model, texts, size: model.encode_document(texts, batch_size=size),
         ),
+        Kind("MultiVectorEncoder queries", "AutoModel", _colbert, _queries, expanded=EXPANDED),
         Kind(
             "SparseEncoder",
             "AutoModelForMaskedLM",

@@ -39,11 +39,11 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
 
   m.def(
       "attention_forward(Tensor qkv,"
-      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
+      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns, Tensor? attended,"
       " Tensor tiles, int max_seqlen, int window, float scale) -> (Tensor o, Tensor lse)");
   m.def(
       "attention_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse,"
-      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
+      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns, Tensor? attended,"
       " Tensor tiles, int max_seqlen, int window, float scale) -> Tensor");
 
   m.def(
@@ -52,7 +52,7 @@ STABLE_TORCH_LIBRARY(modernbert_fast_C, m) {
       " Tensor Wqkv, Tensor? Wqkv_bias, Tensor attn_Wo, Tensor? attn_Wo_bias,"
       " Tensor mlp_norm, Tensor? mlp_norm_bias, float mlp_norm_eps,"
       " Tensor Wi, Tensor? Wi_bias, Tensor mlp_Wo, Tensor? mlp_Wo_bias, int head_dim,"
-      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
+      " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns, Tensor? attended,"
       " Tensor tiles, int max_seqlen, int window, float scale) -> (Tensor x, Tensor residual)");
 
   m.def(

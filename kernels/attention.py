@@ -55,6 +55,15 @@ def _load_halves(
 
 
 @triton.jit
+def _keys(attended_ptr, t, end):
+    """Which rows are keys: those of the text, and of them the ones that are attended to."""
+    keys = t < end
+    if attended_ptr is not None:
+        keys = keys & (tl.load(attended_ptr + t, mask=keys, other=0) != 0)
+    return keys
+
+
+@triton.jit
 def _seen(columns_ptr, t_m, t_n, in_m, in_n, window, IS_WINDOWED: tl.constexpr):
     """(M, N): which rows of the text see each other; distance by column where the mask has holes."""
     seen = in_m[:, None] & in_n[None, :]
@@ -93,6 +102,7 @@ def _fwd_kernel(
     cos_ptr,  # (P, D / 2) fp32 or None
     sin_ptr,
     columns_ptr,  # (T,) or None
+    attended_ptr,  # (T,) uint8 or None
     T, B, P, H, D, window, scale,
     IS_WINDOWED: tl.constexpr, ROTATE_Q: tl.constexpr, ROTATE_K: tl.constexpr, TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_HALF: tl.constexpr, EVEN: tl.constexpr,
@@ -117,7 +127,7 @@ def _fwd_kernel(
     low, high = _reach(first, start, end, window, BLOCK_M, BLOCK_N, IS_WINDOWED)
     for n in range(low, high, BLOCK_N):
         t_n = tl.arange(0, BLOCK_N).to(tl.int64) + n
-        in_n = t_n < end
+        in_n = _keys(attended_ptr, t_n, end)
         k1, k2 = _load_halves(
             k_ptr + head * stride_kh, t_n, half, stride_kt, in_n, D // 2, positions_ptr, cos_ptr, sin_ptr, P, ROTATE_K,
             EVEN,
@@ -134,6 +144,8 @@ def _fwd_kernel(
         v = _load(v_ptr + head * stride_vh, t_n, d, stride_vt, in_n, D, EVEN)
         o = tl.dot(p.to(v.dtype), v, o * shrink[:, None], input_precision=PRECISION)
         peak = higher
+    if attended_ptr is not None:  # a row that sees nothing: zeros, and a logarithm of -inf
+        total = tl.where(total == 0, 1.0, total)
     o *= tl.div_rn(1.0, total)[:, None]
     mask = in_m[:, None] & (d < D)[None, :]
     place = o_ptr + (t_m[:, None] * H + head) * D + d[None, :]
@@ -142,8 +154,8 @@ def _fwd_kernel(
 
 
 def forward(
-    qkv: torch.Tensor, cu_seqlens: torch.Tensor, positions: Any, cos: Any, sin: Any, columns: Any, tiles: torch.Tensor,
-    max_seqlen: int, window: int, scale: float,
+    qkv: torch.Tensor, cu_seqlens: torch.Tensor, positions: Any, cos: Any, sin: Any, columns: Any, attended: Any,
+    tiles: torch.Tensor, max_seqlen: int, window: int, scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """qkv (T, 3, H, D) -> o (T, H, D), lse (H, T) natural log, fp32."""
     T, _, H, D = qkv.shape
@@ -154,7 +166,7 @@ def forward(
     o = launch.result(qkv, (T, H, D), tiles)
     lse = launch.result(qkv, (H, T), tiles, torch.float32)
     tile = launch.attention("fwd", qkv, window >= 0)
-    shared, options = _shared(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window, scale)
+    shared, options = _shared(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, window, scale)
     launch.start(
         _fwd_kernel, (_programs(tiles, tile["BLOCK_M"]), H), qkv, q, k, v, o, lse, *_strides(q, k, v), *shared,
         ROTATE_Q=positions is not None, ROTATE_K=positions is not None and not turned, **options, **tile,
@@ -166,11 +178,12 @@ def _programs(tiles: torch.Tensor, block: int) -> int:
     return tiles.shape[0] * max(launch.TILE // block, 1)
 
 
-def _shared(qkv: Any, cu_seqlens: Any, positions: Any, cos: Any, sin: Any, columns: Any, tiles: Any, window: int,
-            scale: float) -> tuple[tuple, dict[str, Any]]:  # fmt: skip
+def _shared(qkv: Any, cu_seqlens: Any, positions: Any, cos: Any, sin: Any, columns: Any, attended: Any, tiles: Any,
+            window: int, scale: float) -> tuple[tuple, dict[str, Any]]:  # fmt: skip
     """What every kernel of this file takes after its tensors."""
     T, _, H, D = qkv.shape
-    tensors = (tiles, cu_seqlens, positions, cos, sin, columns)
+    keys = None if attended is None else attended.view(torch.uint8)
+    tensors = (tiles, cu_seqlens, positions, cos, sin, columns, keys)
     rows = 0 if cos is None else cos.shape[0]
     sizes = (T, cu_seqlens.shape[0] - 1, rows, H, D, min(window, 2**30), scale)
     return (*map(launch.dense, tensors), *sizes), {
@@ -201,6 +214,7 @@ def _bwd_q_kernel(
     cos_ptr,  # (P, D / 2) fp32 or None
     sin_ptr,
     columns_ptr,  # (T,) or None
+    attended_ptr,  # (T,) uint8 or None
     T, B, P, H, D, window, scale,
     IS_WINDOWED: tl.constexpr, ROTATE: tl.constexpr, TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_HALF: tl.constexpr, EVEN: tl.constexpr,
@@ -229,7 +243,7 @@ def _bwd_q_kernel(
     low, high = _reach(first, start, end, window, BLOCK_M, BLOCK_N, IS_WINDOWED)
     for n in range(low, high, BLOCK_N):
         t_n = tl.arange(0, BLOCK_N).to(tl.int64) + n
-        in_n = t_n < end
+        in_n = _keys(attended_ptr, t_n, end)
         k1, k2 = _load_halves(
             k_ptr + head * stride_kh, t_n, half, stride_kt, in_n, HALF, positions_ptr, cos_ptr, sin_ptr, P, ROTATE, EVEN
         )
@@ -265,6 +279,7 @@ def _bwd_kv_kernel(
     cos_ptr,  # (P, D / 2) fp32 or None
     sin_ptr,
     columns_ptr,  # (T,) or None
+    attended_ptr,  # (T,) uint8 or None
     T, B, P, H, D, window, scale,
     IS_WINDOWED: tl.constexpr, ROTATE: tl.constexpr, TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_HALF: tl.constexpr, EVEN: tl.constexpr,
@@ -303,6 +318,9 @@ def _bwd_kv_kernel(
         ds = (p * (dp - delta[None, :])).to(q1.dtype)
         dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION)
         dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION)
+    if attended_ptr is not None:  # sums of a row that nobody sees say nothing, and reach no other row
+        is_key = _keys(attended_ptr, t_n, end)[:, None]
+        dk1, dk2, dv = tl.where(is_key, dk1, 0.0), tl.where(is_key, dk2, 0.0), tl.where(is_key, dv, 0.0)
     _store_halves(
         dk_ptr + head * stride_dkh, t_n, half, dk1 * scale, dk2 * scale, in_n, HALF, positions_ptr, cos_ptr, sin_ptr, P,
         stride_dkt,
@@ -313,7 +331,7 @@ def _bwd_kv_kernel(
 
 def backward(
     do: torch.Tensor, qkv: torch.Tensor, o: torch.Tensor, lse: torch.Tensor, cu_seqlens: torch.Tensor, positions: Any,
-    cos: Any, sin: Any, columns: Any, tiles: torch.Tensor, max_seqlen: int, window: int, scale: float,
+    cos: Any, sin: Any, columns: Any, attended: Any, tiles: torch.Tensor, max_seqlen: int, window: int, scale: float,
 ) -> torch.Tensor:  # fmt: skip
     """do (T, H, D) -> dqkv (T, 3, H, D); probabilities are computed again."""
     H = qkv.shape[2]
@@ -324,7 +342,7 @@ def backward(
         q, k = rope.forward(qkv[:, :2], positions, cos, sin).unbind(1)
     delta, dqkv = torch.empty_like(lse), launch.result(qkv, qkv.shape, tiles)
     dq, dk, dv = dqkv.unbind(1)
-    shared, options = _shared(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window, scale)
+    shared, options = _shared(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, window, scale)
     options["ROTATE"] = positions is not None and not turned
     tile = launch.attention("dq", qkv, window >= 0)
     launch.start(

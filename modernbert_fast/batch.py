@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class PackedBatch:
         indices: (T,) int64 into that grid; None when every place holds a token.
         columns: (T,) int32, what the window is measured by, when the mask has holes; None when rows are consecutive.
         tokens: (T,) token ids, where the batch was made from ids.
+        attended: (T,) bool, which tokens attention sees, where it does not see all of them.
     """
 
     cu_seqlens: torch.Tensor
@@ -37,6 +39,7 @@ class PackedBatch:
     indices: torch.Tensor | None = None
     columns: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
+    attended: torch.Tensor | None = None
 
     @classmethod
     def from_padded(
@@ -47,6 +50,7 @@ class PackedBatch:
         *,
         device: torch.device | None = None,
         restart: bool = False,
+        unattended: torch.Tensor | None = None,
     ) -> PackedBatch:
         """Packs a padded grid.
 
@@ -57,12 +61,16 @@ class PackedBatch:
             position_ids: (B, S) or (1, S), rotary positions that replace those.
             device: of the batch, when neither mask nor position_ids tell.
             restart: a position id of 0 starts a new text.
+            unattended: (B, S), non-zero at tokens that see the others of their text and are seen by none, as the
+                expansion of a ColBERT query. On a GPU other kernels run than without: a text's last bits may depend on
+                whether this is given, and never on what it says of other texts.
 
         Raises:
             ValueError: on shapes that do not fit, negative positions, or `restart` without position_ids.
         """
         B, S = shape
-        given = mask if mask is not None else position_ids
+        checks.shape("unattended", unattended, B, S)
+        given = next((x for x in (mask, position_ids, unattended) if x is not None), None)
         device = given.device if given is not None else device
         if mask is None:
             indices, columns = None, None
@@ -86,7 +94,8 @@ class PackedBatch:
             cu_seqlens = _restarts(grid.view(B, S), indices)
         total = positions.shape[0]
         tiles = padding.tiles(cu_seqlens, total)
-        return cls(cu_seqlens, S, positions.contiguous(), max_position, tiles, (B, S), indices, columns)
+        batch = cls(cu_seqlens, S, positions.contiguous(), max_position, tiles, (B, S), indices, columns)
+        return batch if unattended is None else dataclasses.replace(batch, attended=batch.unpad(unattended == 0))
 
     @classmethod
     def from_flattened(
@@ -95,6 +104,7 @@ class PackedBatch:
         cu_seqlens: torch.Tensor,
         max_seqlen: int | None = None,
         position_ids: torch.Tensor | None = None,
+        unattended: torch.Tensor | None = None,
     ) -> PackedBatch:
         """Takes texts that already lie end to end.
 
@@ -103,6 +113,7 @@ class PackedBatch:
             cu_seqlens: (B + 1,) int32 or int64 bounds, from 0 to T.
             max_seqlen: longest length or more; read from cu_seqlens when None.
             position_ids: (T,) or (1, T) rotary positions; 0, 1, 2 ... inside each text when None.
+            unattended: (1, T), as in from_padded.
 
         Raises:
             TypeError, ValueError: on bounds that fall, do not span the tokens, or exceed max_seqlen.
@@ -124,7 +135,10 @@ class PackedBatch:
             positions = _grid(position_ids, 1, total)
             max_position = _bound(positions)
         tiles = padding.tiles(cu_seqlens, total)
-        return cls(cu_seqlens, max_seqlen, positions.contiguous(), max_position, tiles, (1, total))
+        checks.shape("unattended", unattended, 1, total)
+        attended = None if unattended is None else unattended[0] == 0
+        place = (positions.contiguous(), max_position, tiles, (1, total))
+        return cls(cu_seqlens, max_seqlen, *place, attended=attended)
 
     @classmethod
     def from_lists(cls, texts: Sequence[Sequence[int]], device: torch.device | str | None = None) -> PackedBatch:
@@ -132,7 +146,7 @@ class PackedBatch:
         bounds = list(itertools.accumulate((len(text) for text in texts), initial=0))
         tokens = torch.tensor([token for text in texts for token in text], dtype=torch.int64, device=device)
         batch = cls.from_flattened(bounds[-1], torch.tensor(bounds, dtype=torch.int32, device=device))
-        return cls(**{**batch.__dict__, "tokens": tokens})
+        return dataclasses.replace(batch, tokens=tokens)
 
     @property
     def num_texts(self) -> int:

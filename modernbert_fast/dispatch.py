@@ -165,6 +165,7 @@ _HALF_PRODUCTS = ((BF16, ("avx512_bf16", "amx_bf16")), (F16, ("amx_fp16",)))
 _BLOCK_PRODUCTS = ((BF16, ("amx_bf16",)), (F16, ("amx_fp16",)))
 
 _CUDA_ATTENTION: dict[str, Any] = {"dtypes": HALF, "widths": range(16, 129, 16), "newer": ((BF16, (8, 0)),)}
+QUERIES_ONLY = "tokens that are not attended to"  # a flag of attention and of a layer
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "padding": (
@@ -183,7 +184,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "attention": (
         # Faster than Triton's on an H200 in every kind of layer, forward and backward: docs/decisions/0016.
-        _cuda(**_CUDA_ATTENTION),
+        _cuda(**_CUDA_ATTENTION, cannot=(QUERIES_ONLY,)),
         _triton(range(2, 129, 2), tensor_cores=True),
         Row("cpu", _native("_ops_cpu"), devices=("cpu",), dtypes=(F32, F16, BF16)),
         Row("aten", _python("aten"), devices=("cpu",)),
@@ -236,7 +237,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "encoder_layer": (
         # Each is made of the rows of that name of its parts: what they leave to others, it leaves too.
-        _cuda(**_CUDA_ATTENTION, cannot=("mixed dtypes", "rows of more than 8192 columns")),
+        _cuda(**_CUDA_ATTENTION, cannot=("mixed dtypes", "rows of more than 8192 columns", QUERIES_ONLY)),
         Row(
             "cpu",
             _native("_ops_cpu"),

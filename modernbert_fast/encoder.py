@@ -39,6 +39,7 @@ class LayerKind:
             self.cos,
             self.sin,
             batch.columns,
+            batch.attended,
             batch.tiles,
             batch.max_seqlen,
             self.window,
@@ -151,7 +152,7 @@ def layer(
         defer: return (x, residual) apart, for the next norm to add.
     """
     attn, kind, batch = block.attn, packed.kinds[block.attention_type], packed.batch
-    one_call = one_call_serves(x, residual, attn.head_dim)
+    one_call = one_call_serves(x, residual, attn.head_dim, batch.attended)
     if one_call and (weights := modules.layer_weights(block, x, residual)):
         x, residual = ops.encoder_layer(x, residual, weights, attn.head_dim, kind.geometry(batch, attn.head_dim))
         return (x, residual) if defer else residual + x
@@ -171,6 +172,7 @@ def layer(
         cos=kind.cos,
         sin=kind.sin,
         columns=batch.columns,
+        attended=batch.attended,
         tiles=batch.tiles,
     )
     del qkv
@@ -205,7 +207,7 @@ def encode(
         (T, C) after the final norm.
     """
     x, residual = model.embeddings(ids, inputs_embeds), None
-    one_calls = one_call.layers(model, x) if states is None else None
+    one_calls = one_call.layers(model, x, packed.batch.attended) if states is None else None
     for weights, head_dim, kind in one_calls or ():
         geometry = packed.kinds[kind].geometry(packed.batch, head_dim)
         x, residual = ops.encoder_layer(x, residual, weights, head_dim, geometry)

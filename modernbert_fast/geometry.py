@@ -15,6 +15,7 @@ class Geometry(NamedTuple):
         positions: (T,) rows of the rotary tables, or None for no rotation.
         cos, sin: (P, D / 2) rotary tables, or None.
         columns: (T,) what the window is measured by where the mask has holes, or None.
+        attended: (T,) bool, which tokens are keys and values, or None for all.
         tiles: (N, 2) tile schedule.
         max_seqlen: an upper bound of the lengths.
         window: i sees j iff |i - j| <= window; -1 sees the whole text.
@@ -26,6 +27,7 @@ class Geometry(NamedTuple):
     cos: torch.Tensor | None
     sin: torch.Tensor | None
     columns: torch.Tensor | None
+    attended: torch.Tensor | None
     tiles: torch.Tensor
     max_seqlen: int
     window: int

@@ -31,10 +31,11 @@ _lock = threading.Lock()
 
 
 class Bucket(NamedTuple):
-    """Sizes of a recording: it serves batches of at most this many tokens and texts."""
+    """Sizes of a recording: it serves batches of at most this many tokens and texts, all of them expanded or none."""
 
     tokens: int
     texts: int
+    expanded: bool = False  # there are tokens that are not attended to, or may be
 
     @classmethod
     def of(cls, batch: PackedBatch) -> Bucket:
@@ -42,7 +43,8 @@ class Bucket(NamedTuple):
         T, B = batch.positions.shape[0], batch.num_texts
         power = max(64, 1 << (T - 1).bit_length())
         between = power // 4 * 3
-        return cls(between if power > 64 and between >= T else power, 4 ** (((B - 1).bit_length() + 1) // 2))
+        tokens = between if power > 64 and between >= T else power
+        return cls(tokens, 4 ** (((B - 1).bit_length() + 1) // 2), batch.attended is not None)
 
     @property
     def fillers(self) -> int:
@@ -59,6 +61,7 @@ class Inputs:
         self.ids = torch.zeros(N, dtype=torch.int64, device=device)
         self.cu_seqlens = torch.zeros(slots + 1, dtype=torch.int32, device=device)
         self.positions = torch.zeros(N, dtype=torch.int32, device=device)
+        self.attended = torch.ones(N, dtype=torch.bool, device=device) if bucket.expanded else None
         # What is copied beyond a batch: bounds a tile apart up to N, and N for empty texts; positions below a tile.
         steps = torch.arange(1 - bucket.fillers, slots + 1, dtype=torch.int32, device=device)
         self._bounds = steps.clamp_(max=0) * rows + N
@@ -73,12 +76,15 @@ class Inputs:
         torch.cat([batch.cu_seqlens, bounds], out=self.cu_seqlens)
         torch.cat([batch.positions, self._places[T:]], out=self.positions)
         torch.cat([ids, self._no_ids[T:]], out=self.ids)
+        if self.attended is not None and batch.attended is not None:
+            self.attended[:T].copy_(batch.attended)  # what the rows beyond see, nobody sees
 
     def batch(self, max_position: int) -> PackedBatch:
         """What was written, with its tile schedule."""
         N = self.bucket.tokens
         tiles = padding.tiles(self.cu_seqlens, N)
-        return PackedBatch(self.cu_seqlens, N, self.positions, max_position, tiles, (1, N))
+        place = (self.positions, max_position, tiles, (1, N))
+        return PackedBatch(self.cu_seqlens, N, *place, attended=self.attended)
 
 
 class CudaRecorder:
@@ -192,14 +198,14 @@ class Graphs:
 
     @property
     def nbytes(self) -> int:
-        """Of the recordings' memory, their static inputs apart (24 bytes a token)."""
+        """Of the recordings' memory, their static inputs apart (24 or 25 bytes a token)."""
         return self._recorder.memory() if self._recorder else 0
 
     def lines(self, device: torch.device) -> list[str]:
         """For report()."""
         if why := library.no_graphs(device):
             return [f"none: {why}"]
-        sizes = ", ".join(f"{tokens}x{texts}" for tokens, texts in sorted(self._graphs))
+        sizes = ", ".join(f"{b.tokens}x{b.texts}{' expanded' * b.expanded}" for b in sorted(self._graphs))
         lines = [f"{len(self._graphs)} recorded, {self.nbytes / 2**20:.1f} MiB; tokens x texts: {sizes or 'none yet'}"]
         return lines + [f"{count} eager: {why}" for why, count in sorted(self.eager.items())]
 
@@ -283,7 +289,15 @@ def _objection(model: Any, config: EncoderConfig, batch: PackedBatch, ids: Any, 
         return f"the batch has more than {MAX_TOKENS} tokens, or none"
     if batch.max_position > _farthest(config, Bucket.of(batch)):
         return "positions lie beyond max_position_embeddings"
-    return ""
+    return _host_reads(model, config, dispatch.QUERIES_ONLY) if batch.attended is not None else ""
+
+
+def _host_reads(model: Any, config: EncoderConfig, *flags: str) -> str:
+    """Why attention with these flags cannot be recorded; empty when it can."""
+    width = config.hidden_size // config.num_attention_heads
+    call = dispatch.call_of(model.final_norm.weight, width=width, flags=flags)
+    reads = dispatch.chosen("attention", call) == "reference"
+    return "the reference row of attention reads bounds on the host" if reads else ""
 
 
 class _Watch:
@@ -292,9 +306,7 @@ class _Watch:
 
     def __init__(self, model: Any, config: EncoderConfig) -> None:
         self.objection = "" if _is_plain(model) else "a part is hooked, adapted, quantised, cast, replaced or drops out"
-        attention = dispatch.call_of(model.final_norm.weight, width=config.hidden_size // config.num_attention_heads)
-        if dispatch.chosen("attention", attention) == "reference":
-            self.objection = "the reference row of attention reads bounds on the host"
+        self.objection = self.objection or _host_reads(model, config)
         self._model, self._forced = watch.Watch(model), _forced()
 
     def sees_the_same(self, model: Any) -> bool:

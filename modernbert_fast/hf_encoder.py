@@ -7,7 +7,6 @@ the class it inherits from, and says so.
 from __future__ import annotations
 
 import logging
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from modernbert_fast.dispatch import host_readable
 from modernbert_fast.ops import checks
 
 logger = logging.getLogger("modernbert_fast")
-# Why the calls of this thread or task take the stock path for now, whatever the model.
-stock_path: ContextVar[tuple[str, ...]] = ContextVar("stock_path", default=())
 
 
 def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any], *more: str) -> list[str]:
@@ -30,7 +27,7 @@ def objections(model: Any, attention_mask: Any, kwargs: dict[str, Any], *more: s
     settings, config = getattr(model, "modernbert_fast_settings", None), model.config
     if settings is None:
         return ["an instance of an accelerated class that was never accelerated itself"]
-    why = [*settings.static, *stock_path.get(), *more]
+    why = [*settings.static, *more]
     if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
         why.append("attention probabilities are returned only by the stock path")
     if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() != 2):
@@ -80,7 +77,11 @@ class ModernBertEncoderLayer(stock.ModernBertEncoderLayer):
 
 
 class ModernBertModel(stock.ModernBertModel):
-    """Packs, encodes, lays out again. The heads below pass `handover` to get the batch and the hidden states in it."""
+    """Packs, encodes, lays out again. The heads pass `handover` to get the batch and the hidden states in it.
+
+    `unattended`, of the shape of the ids, is non-zero at tokens that see the others of their text and are seen by none,
+    as a ColBERT query's expansion; attention_mask is 0 there, or None where the texts lie end to end.
+    """
 
     def forward(
         self,
@@ -89,6 +90,7 @@ class ModernBertModel(stock.ModernBertModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         handover: list[Any] | None = None,
+        unattended: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if (input_ids is None) == (inputs_embeds is None):
@@ -100,8 +102,9 @@ class ModernBertModel(stock.ModernBertModel):
             return super().forward(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         settings = self.modernbert_fast_settings
         given = input_ids if input_ids is not None else inputs_embeds
+        attention_mask = _all_tokens(given, attention_mask, unattended)
         extremes = extreme_ids(self.embeddings.tok_embeddings, input_ids, attention_mask)
-        batch = _pack(given, attention_mask, position_ids, kwargs, settings.restart_position_ids)
+        batch = _pack(given, attention_mask, position_ids, unattended, kwargs, settings.restart_position_ids)
         ids = embeds = None
         table = self.embeddings.tok_embeddings
         if input_ids is not None and not modules.is_untouched(table):
@@ -132,6 +135,17 @@ class ModernBertModel(stock.ModernBertModel):
         return output if return_dict or handover is not None else output.to_tuple()
 
 
+def _all_tokens(given: Any, attention_mask: Any, unattended: torch.Tensor | None) -> Any:
+    """The mask (B, S) with the tokens that are not attended to, or None as it was."""
+    checks.same_device(given, unattended=unattended)
+    checks.shape("unattended", unattended, *given.shape[:2])
+    if unattended is None or attention_mask is None:
+        return attention_mask
+    checks.same_device(given, attention_mask=attention_mask)
+    checks.shape("attention_mask", attention_mask, *given.shape[:2])
+    return (attention_mask != 0) | (unattended != 0)
+
+
 def extreme_ids(table: torch.nn.Module, ids: torch.Tensor | None, mask: torch.Tensor | None) -> library.Reading | None:
     """The smallest and the largest id of a token; None where the embedding op itself checks, or nobody can."""
     if ids is None or ids.numel() == 0 or host_readable(ids) or torch.compiler.is_compiling():
@@ -155,7 +169,7 @@ def check_ids(table: torch.nn.Module, extremes: library.Reading | None) -> None:
 
 @torch.compiler.disable
 def _pack(
-    given: torch.Tensor, attention_mask: Any, position_ids: Any, kwargs: dict[str, Any], restart: bool
+    given: torch.Tensor, attention_mask: Any, position_ids: Any, unattended: Any, kwargs: dict[str, Any], restart: bool
 ) -> PackedBatch:
     """The batch of one call: flattened where cu_seq_lens_q says so, padded otherwise."""
     B, S = given.shape[:2]
@@ -164,7 +178,9 @@ def _pack(
     if bounds is None and kwargs.get("cu_seq_lens_k") is not None:
         raise ValueError("cu_seq_lens_k comes with cu_seq_lens_q")
     if bounds is None:
-        return PackedBatch.from_padded((B, S), attention_mask, position_ids, device=given.device, restart=restart)
+        return PackedBatch.from_padded(
+            (B, S), attention_mask, position_ids, device=given.device, restart=restart, unattended=unattended
+        )
     if B != 1:
         raise ValueError(f"cu_seq_lens_q describes flattened input of shape (1, T), got a batch of {B}")
     if attention_mask is not None and not bool(attention_mask.all()):
@@ -174,7 +190,7 @@ def _pack(
         raise ValueError("cu_seq_lens_q and cu_seq_lens_k must be equal in an encoder")
     checks.same_device(given, cu_seq_lens_q=bounds)
     longest = kwargs.get("max_length_q")
-    return PackedBatch.from_flattened(S, bounds, None if longest is None else int(longest), position_ids)
+    return PackedBatch.from_flattened(S, bounds, None if longest is None else int(longest), position_ids, unattended)
 
 
 def _laid_out(states: list[torch.Tensor], wanted: Any, batch: PackedBatch) -> tuple[torch.Tensor | None, ...]:

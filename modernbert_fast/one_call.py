@@ -40,9 +40,11 @@ class _Known(NamedTuple):
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
 
 
-def layers(model: Any, x: torch.Tensor) -> list[Layer] | None:
+def layers(model: Any, x: torch.Tensor, attended: torch.Tensor | None) -> list[Layer] | None:
     """As weights_of_layers, which is asked again only once the model is no longer what it was."""
-    if not one_call_serves(x, None, model.layers[0].attn.head_dim) or torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type):
+        return None
+    if not one_call_serves(x, None, model.layers[0].attn.head_dim, attended):
         return None
     known = _known.get(model)
     if known is None or known.dtype != x.dtype or not known.watch.sees_the_same(model):

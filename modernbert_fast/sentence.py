@@ -7,11 +7,9 @@ depend on its batch. A pipeline or a call that this does not know runs as senten
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import sentence_transformers as stock
@@ -27,13 +25,19 @@ from modernbert_fast import hf_encoder, modules, ops, tail
 from modernbert_fast.batch import PackedBatch
 from modernbert_fast.ops.pooling import MODES
 
-_TEXT_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length"}
 _EXPANSION = "query_expansion_positions"
-_UNSEEN = "query expansion by tokens that no token attends to runs on the stock path"
+_TEXT_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length", _EXPANSION}
 
 
 def _parts(model: nn.Module) -> list[Any]:
     return list(model.children())
+
+
+def _inner(model: nn.Module) -> Any:
+    """The accelerated ModernBERT of a pipeline's first module; None where there is none."""
+    inner = getattr(_parts(model)[0], "model", None)
+    encoder = inner if isinstance(inner, hf_encoder.ModernBertModel) else getattr(inner, "model", None)
+    return encoder if isinstance(encoder, hf_encoder.ModernBertModel) else None
 
 
 def _encoder(model: nn.Module, *after: type[nn.Module]) -> Any:
@@ -44,20 +48,21 @@ def _encoder(model: nn.Module, *after: type[nn.Module]) -> Any:
         return None
     if not all(map(modules.is_untouched, found)):
         return None
-    inner = found[0].model
-    encoder = inner if isinstance(inner, hf_encoder.ModernBertModel) else getattr(inner, "model", None)
-    is_ours = isinstance(encoder, hf_encoder.ModernBertModel) and not encoder.config.output_hidden_states
-    return encoder if is_ours and not hf_encoder.objections(encoder, None, {}) else None
-
-
-def _packed(features: dict[str, Any], *more: str) -> PackedBatch | None:
-    """The batch of padded texts; None of features of another kind, `more` names aside, or of masks with holes."""
-    ids, mask = features.get("input_ids"), features.get("attention_mask")
-    if ids is None or mask is None or not features.keys() <= _TEXT_FEATURES.union(more):
+    encoder = _inner(model)
+    if encoder is None or encoder.config.output_hidden_states or hf_encoder.objections(encoder, None, {}):
         return None
+    return encoder
+
+
+def _packed(features: dict[str, Any], unattended: torch.Tensor | None = None) -> PackedBatch | None:
+    """The batch of padded texts, of all their tokens; None of features of another kind, or of masks with holes."""
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    if ids is None or mask is None or not features.keys() <= _TEXT_FEATURES:
+        return None
+    mask = mask if unattended is None else (mask != 0) | unattended
     if features.get("modality", "text") != "text" or ids.dim() != 2 or mask.shape != ids.shape:
         return None
-    batch = PackedBatch.from_padded((ids.shape[0], ids.shape[1]), mask)
+    batch = PackedBatch.from_padded((ids.shape[0], ids.shape[1]), mask, unattended=unattended)
     return batch if batch.columns is None else None
 
 
@@ -65,7 +70,8 @@ def _flat(ids: torch.Tensor, batch: PackedBatch) -> dict[str, Any]:
     """Features of packed ids (T,), as sentence-transformers gives them to an encoder that takes no padding."""
     bounds, longest = batch.cu_seqlens, batch.max_seqlen
     lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
-    return {"input_ids": ids[None], "modality": "text", **lengths}
+    expansion = {} if batch.attended is None else {"unattended": ~batch.attended[None]}
+    return {"input_ids": ids[None], "modality": "text", **lengths, **expansion}
 
 
 class SentenceTransformer(stock.SentenceTransformer):
@@ -112,11 +118,16 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
     """
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        word = _parts(self)[0]
-        if _EXPANSION not in input or word.query_expansion["attend"] or _encoder(self) is None:
+        if (unattended := self._unattended(input)) is None or _inner(self) is None:
             return super().forward(input, **kwargs)
-        with _stock_path(_UNSEEN):  # the vectors of those tokens count, and packed rows have none
-            return super().forward(input, **kwargs)
+        features = super().forward({**input, "unattended": unattended}, **kwargs)
+        features.pop("unattended", None)
+        return features
+
+    def _unattended(self, features: dict[str, Any]) -> torch.Tensor | None:
+        """(B, S): the expansion of queries, where no token sees it though its vectors count; None of other features."""
+        expansion = getattr(_parts(self)[0], "query_expansion", None)
+        return features.get(_EXPANSION) if expansion and not expansion["attend"] else None
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(stock.MultiVectorEncoder.encode).bind(self, inputs, *args, **kwargs)
@@ -124,7 +135,7 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
         call = given.arguments
         more = call["kwargs"] or call["pool"] or call["token_pooling"] or isinstance(call["device"], list)
         texts = isinstance(inputs, list) and all(isinstance(text, str) for text in inputs) and call["batch_size"] > 0
-        known = None if more or not texts or call["output_value"] != "token_embeddings" else self._tail(call["task"])
+        known = None if more or not texts or call["output_value"] != "token_embeddings" else self._tail()
         if known is None:
             return super().encode(inputs, *args, **kwargs)
         if call["device"] is not None:
@@ -145,18 +156,16 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
         ordered = [found[i] for i in range(len(inputs))]
         return [(x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in ordered] if as_numpy else ordered
 
-    def _tail(self, task: str | None) -> _Tail | None:
+    def _tail(self) -> _Tail | None:
         """What comes after the encoder; None where stock's own loop is needed."""
-        word, *rest = _parts(self)
-        unseen = task == "query" and (getattr(word, "query_expansion", None) or {}).get("attend") is False
         elsewhere = getattr(self, "_distributed_inference", None) is not None or self._compiled_call_impl is not None
         elsewhere = elsewhere or getattr(self, "_placement_is_delegated", False)
-        if unseen or elsewhere or not modules.is_untouched(self) or _encoder(self) is None:
+        if elsewhere or not modules.is_untouched(self) or _encoder(self) is None:
             return None
         dense: list[Any] = []
         masks: list[Any] = []
         unit = False
-        for module in rest:
+        for module in _parts(self)[1:]:
             names = {getattr(module, f"module_{side}_name", "token_embeddings") for side in ("input", "output")}
             if type(module) is Dense and names == {"token_embeddings"} and not unit:
                 dense.append(module)
@@ -170,7 +179,7 @@ class MultiVectorEncoder(stock.MultiVectorEncoder):
 
     def _vectors(self, features: dict[str, Any], task: str | None, known: _Tail) -> tuple[torch.Tensor, list[int]]:
         """The vectors (T, D) of all texts, on the model's device, and the number of each text's."""
-        if (batch := _packed(features, _EXPANSION)) is None:
+        if (batch := _packed(features, self._unattended(features))) is None:
             out = self(_moved(features, self.device), task=task)
             kept = out["attention_mask"].bool()
             found, counts = out["token_embeddings"][kept], kept.sum(1).tolist()
@@ -202,16 +211,6 @@ def _shows(call: dict[str, Any]) -> bool:
 
 def _moved(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
-
-
-@contextlib.contextmanager
-def _stock_path(reason: str) -> Iterator[None]:
-    """Within the block this thread's calls take transformers' own forward, and say why once."""
-    token = hf_encoder.stock_path.set((reason,))
-    try:
-        yield
-    finally:
-        hf_encoder.stock_path.reset(token)
 
 
 CLASSES: dict[type, type] = {

@@ -164,10 +164,12 @@ def test_sentence_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     from models import sentence_transformers
 
     few = ["--texts", "3", "--longest", "20", "--layers", "1", "--rounds", "1", "--stock-batches", "2"]
-    sentence_transformers.main([*few, "--kinds", "MultiVectorEncoder", "--threads", "1", "--output", str(tmp_path)])
-    (result,) = json.loads((tmp_path / "sentence-transformers-bfloat16-20.json").read_text())["results"]
+    kinds = "MultiVectorEncoder,MultiVectorEncoder queries"
+    sentence_transformers.main([*few, "--kinds", kinds, "--threads", "1", "--output", str(tmp_path)])
+    result, queries = json.loads((tmp_path / "sentence-transformers-bfloat16-20.json").read_text())["results"]
     assert result["cosine_float32"] >= 0.9999 and len(result["arms"]) == 2 and len(result["tail"]) == 4
     assert result["errors"]["modernbert_fast"] <= result["error_limit"]
+    assert queries["tokens"] == 96 and queries["cosine_float32"] >= 0.9999 and "tail" not in queries
     assert "ours ahead" in capsys.readouterr().out
 
 

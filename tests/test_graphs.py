@@ -111,7 +111,7 @@ def test_buckets_are_few_and_hold_what_is_in_them():
     seen = {Bucket.of(of_sizes(T, 1)).tokens for T in range(1, graphs.MAX_TOKENS + 1)}
     assert len(seen) == 15 and min(seen) == 64 and max(seen) == graphs.MAX_TOKENS
     for T, B in ((1, 1), (64, 2), (65, 4), (96, 5), (97, 16), (129, 17), (8192, 65)):
-        tokens, texts = Bucket.of(of_sizes(T, B))
+        tokens, texts, _ = Bucket.of(of_sizes(T, B))
         assert T <= tokens <= max(64, 1.5 * T) and B <= texts < 4 * B
     assert [Bucket.of(of_sizes(9, B)).texts for B in (1, 2, 4, 5, 9)] == [1, 4, 4, 16, 16]
 
@@ -197,6 +197,24 @@ def test_heads(architecture):
         for _ in range(2):
             assert all(map(torch.equal, graphed(**given).to_tuple(), fast(**given).to_tuple()))
     assert len(graphs_of(graphed.model).buckets) == 1
+
+
+def test_expanded_queries_have_recordings_of_their_own(graphed, fast):
+    queries, documents = hf.batch("right", seed=1), hf.batch("right", seed=2)
+    attended = [queries.mask & (torch.arange(33) < n) for n in (9, 20, 3)]
+    with torch.inference_mode():
+        for mask in attended:  # one recording, whose former batch was seen elsewhere
+            given = {"input_ids": queries.ids, "attention_mask": mask, "unattended": queries.mask & ~mask}
+            expected = fast(**given).last_hidden_state
+            assert_same_bits(graphed(**given).last_hidden_state, expected)
+    assert_same_bits(run(graphed, documents), run(fast, documents))
+    buckets = graphs_of(graphed).buckets
+    assert [bucket.expanded for bucket in buckets] == [True, False] and not graphs_of(graphed).eager
+    assert f"{buckets[0].tokens}x4 expanded" in str(mf.report(graphed))
+    with dispatch.use_backend("reference", "attention"), torch.inference_mode():
+        graphed(**given)
+    ((why, _),) = graphs_of(graphed).eager.items()
+    assert "reads bounds on the host" in why
 
 
 def test_results_stay_and_nothing_of_the_former_batch_does(graphed):

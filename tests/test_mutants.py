@@ -43,32 +43,49 @@ def window_of_64() -> None:
 
 @mutant("attention", "forward", window_of_64)
 def window_65_instead_of_64(right, *args):
-    return right(*args[:8], 65 if args[8] == 64 else args[8], args[9])
+    return right(*args[:9], 65 if args[9] == 64 else args[9], args[10])
 
 
 @mutant("attention", "forward", attention(window=64))
 def window_65_on_random_texts(right, *args):
-    return right(*args[:8], 65 if args[8] == 64 else args[8], args[9])
+    return right(*args[:9], 65 if args[9] == 64 else args[9], args[10])
 
 
 @mutant("attention", "forward", window_of_64)
 def exclusive_window(right, *args):
-    return right(*args[:8], args[8] - 1, args[9])
+    return right(*args[:9], args[9] - 1, args[10])
 
 
 @mutant("attention", "backward", window_of_64)
 def exclusive_window_backward(right, *args):
-    return right(*args[:11], args[11] + 1, args[12])
+    return right(*args[:12], args[12] + 1, args[13])
 
 
 @mutant("attention", "forward", attention(window=8))
 def dropped_window_mask(right, *args):
-    return right(*args[:8], -1, args[9])
+    return right(*args[:9], -1, args[10])
 
 
 @mutant("attention", "forward", attention(window=8, holes=True))
 def dropped_hole_mask(right, *args):
     return right(*args[:5], None, *args[6:])
+
+
+@mutant("attention", "forward", attention(expanded=True))
+def expansion_is_seen(right, *args):
+    return right(*args[:6], None, *args[7:])
+
+
+@mutant("attention", "backward", attention(expanded=True, window=2))
+def expansion_is_seen_backward(right, *args):
+    return right(*args[:9], None, *args[10:])
+
+
+@mutant("attention", "forward", attention(expanded=True, window=2))
+def sees_itself_where_it_sees_nothing(right, *args):
+    o, lse = right(*args)
+    blind = lse.isneginf().T[..., None]
+    return torch.where(blind, args[0][:, 2], o), lse
 
 
 @mutant("attention", "forward", isolated(problems.attention, BATCH, 2, 8))
@@ -97,7 +114,7 @@ def gradient_not_rotated_back(right, *args):
 
 @mutant("attention", "forward", attention())
 def scale_twice(right, *args):
-    return right(*args[:9], args[9] ** 2)
+    return right(*args[:10], args[10] ** 2)
 
 
 @mutant("attention", "forward", lambda: checks.check_alone(CPU, F32, -1))

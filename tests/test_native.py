@@ -281,13 +281,13 @@ CU = torch.tensor([0, 5], dtype=torch.int32)
 QKV = torch.randn(5, 3, 2, 4)
 
 
-def attend(tiles=CU[None], max_seqlen=5, window=-1):
-    return ops.attention_forward(QKV, CU, None, None, None, None, tiles, max_seqlen, window, 0.5)
+def attend(tiles=CU[None], max_seqlen=5, window=-1, attended=None):
+    return ops.attention_forward(QKV, CU, None, None, None, None, attended, tiles, max_seqlen, window, 0.5)
 
 
 def attend_backward(do):
     o, lse = attend()
-    return ops.attention_backward(do, QKV, o, lse, CU, None, None, None, None, CU[None], 5, -1, 0.5)
+    return ops.attention_backward(do, QKV, o, lse, CU, None, None, None, None, None, CU[None], 5, -1, 0.5)
 
 
 def linear_backward(dy):
@@ -309,6 +309,8 @@ BAD_CALLS = [
     (ValueError, r"tiles must be \(N, 2\) = \(2, 2\), got \(2,\)", lambda: attend(CU)),
     (ValueError, "max_seqlen is 4, but a text has 5 tokens", lambda: attend(max_seqlen=4)),
     (ValueError, "window must be -1 .* got -2", lambda: attend(window=-2)),
+    (ValueError, r"attended must be \(T,\) = \(5,\), got \(4,\)", lambda: attend(attended=torch.ones(4).bool())),
+    (ValueError, "attended must be bool, got int32", lambda: attend(attended=torch.ones(5).int())),
     (ValueError, "do must be float32, .* got int64", lambda: attend_backward(QKV[:, 0].long())),
     (ValueError, "dscores must be float32, .* got int64", lambda: best_backward(torch.ones(1, 1).long())),
     (ValueError, "dy must be float32, .* got int64", lambda: linear_backward(X[:, :5].long())),

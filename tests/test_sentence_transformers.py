@@ -30,6 +30,7 @@ TOKENS = {"module_input_name": "token_embeddings"}
 EXPANSIONS = [
     {"strategy": strategy, "attend": attend, "length": 9} for strategy in ("fixed", "min") for attend in (True, False)
 ]
+UNSEEN = {"strategy": "fixed", "attend": False, "length": 9}
 KINDS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
 
 
@@ -61,7 +62,7 @@ def saved(folder, architecture, **changes):
 
 
 def build(kind, folder, **options):
-    """A tiny model of a kind; `options` are those of its last module that has any."""
+    """A tiny model of a kind; `options` are those of its last module that has any, or of the config."""
     torch.manual_seed(0)
     if kind == "CrossEncoder":
         return st.CrossEncoder(saved(folder, "ModernBertForSequenceClassification", num_labels=1), device="cpu")
@@ -71,7 +72,8 @@ def build(kind, folder, **options):
     if kind == "SentenceTransformer":
         word = Transformer(saved(folder, "ModernBertModel"))
         return st.SentenceTransformer(modules=[word, Pooling(32, **options), Normalize()], device="cpu")
-    word = Transformer(saved(folder, "ModernBertModel"), query_expansion=options.pop("query_expansion", None))
+    expansion = options.pop("query_expansion", None)
+    word = Transformer(saved(folder, "ModernBertModel", **options), query_expansion=expansion)
     wide = Dense(32, 32, use_residual=True, **TOKENS)
     narrow = Dense(32, 16, bias=False, activation_function=nn.Identity(), **TOKENS)
     mask = MultiVectorMask(["few", ","])
@@ -147,10 +149,29 @@ def test_many_vectors_with_query_expansion(folder, task, expansion):
     """Expansion tokens count whether or not others attend to them; the skip list has no say in queries."""
     model = build("MultiVectorEncoder", folder, query_expansion=expansion)
     assert_same(model, lambda model: run(model, task=task))
-    unseen = task == "query" and not expansion["attend"]
-    if unseen:
-        with pytest.raises(NotImplementedError, match="expansion"):
-            run(mf.accelerate(model, strict=True), task=task)
+    together = run(mf.accelerate(model, strict=True), task=task)
+    for text, vectors in zip(TEXTS, together, strict=True):
+        assert torch.equal(run(model, [text], task=task)[0], vectors)
+    everything = [one["token_embeddings"][one["attention_mask"]] for one in run_all(model, task)]
+    assert_close(everything, together)
+
+
+def run_all(model, task):
+    """All that the modules give, as training has it: padded."""
+    return model.encode(TEXTS, output_value=None, task=task)
+
+
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_query_expansion_on_the_left_and_beyond_the_window(folder, expansion):
+    """Where the tokenizer pads on the left, tokens have expansion before them, or holes; a window of two leaves some of
+    it nothing to see."""
+    model = build("MultiVectorEncoder", folder, query_expansion=expansion, local_attention=4)
+    assert_same(model, lambda model: run(model, task="query"))
+    model.tokenizer.padding_side = "left"
+    assert_same(model, lambda model: run(model, task="query"))
+    expected = run(mf.accelerate(model, strict=True), task="query")
+    model[0].register_forward_hook(lambda *_: None)  # nothing is fused then, and nothing is lost
+    assert_close(run(model, task="query"), expected)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +291,8 @@ def trainer_of(kind, model):
     return st.MultiVectorEncoderTrainer, MultiVectorMultipleNegativesRankingLoss(model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_trains_the_same(folder, tmp_path, kind):
+@pytest.mark.parametrize("kind, built", [*((kind, {}) for kind in KINDS), (KINDS[-1], {"query_expansion": UNSEEN})])
+def test_trains_the_same(folder, tmp_path, kind, built):
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("accelerate")
     columns = {"anchor": 3 * TEXTS, "positive": 3 * TEXTS[::-1]}
@@ -279,9 +300,9 @@ def test_trains_the_same(folder, tmp_path, kind):
         columns["label"] = 3 * [1.0, 0.0, 0.0, 1.0]
     curves = []
     for fast in (False, True):
-        model = build(kind, folder)
+        model = build(kind, folder, **built)
         if fast:
-            mf.accelerate(model)
+            mf.accelerate(model, strict=True)
         trainer, loss = trainer_of(kind, model)
         options = {"learning_rate": 1e-3, "max_steps": 5, "logging_steps": 1, "seed": 1, "use_cpu": True}
         quiet = {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 4}

@@ -101,8 +101,8 @@ def test_hostile_bounds_reach_nothing_outside(bounds):
     tiles = torch.tensor(
         [(0, 0), (texts - 1, 0), (texts, 0), (-5, 0), (0, 2**31 - 1), (0, -64), (0, 64)], dtype=torch.int32
     )
-    for window in (-1, 2):
-        geometry = (cu_seqlens, positions, table, table, None, tiles, T, window, 1.0)
+    for window, attended in ((-1, None), (2, None), (-1, positions > 0), (2, positions < 0)):
+        geometry = (cu_seqlens, positions, table, table, None, attended, tiles, T, window, 1.0)
         attention.forward(qkv, *geometry)
         attention.backward(o, qkv, o, lse, *geometry)
     for name, guard in guards.items():
@@ -147,7 +147,7 @@ def test_rows_that_bounds_leave_out_are_zero(T, bounds):
     found = {}
     with memory.poisoned():
         entries = kernels("padding").tiles(cu_seqlens, T, padding.TILE_ROWS)
-        geometry = (cu_seqlens, None, None, None, None, entries, T, 2, 1.0)
+        geometry = (cu_seqlens, None, None, None, None, None, entries, T, 2, 1.0)
         found["o"], lse = kernels("attention").forward(qkv, *geometry)
         found["lse"] = lse.t()
         found["dqkv"] = kernels("attention").backward(do, qkv, found["o"], lse, *geometry)
@@ -230,6 +230,7 @@ BATCH = (5, 1, 0, 70, 33)
 WINDOW = accurate(problems.attention(BATCH, 1, 8, F32, CPU, window=8))
 HOLES = accurate(problems.attention(BATCH, 1, 8, F32, CPU, window=8, holes=True))
 GLOBAL = accurate(problems.attention(BATCH, 1, 8, F32, CPU))
+EXPANDED, BLIND = (accurate(problems.attention(BATCH, 1, 8, F32, CPU, window=w, expanded=True)) for w in (-1, 2))
 NORM = accurate(problems.layer_norm(40, 48, F32, CPU, residual=F32, weight=F32, bias=F32))
 GEGLU = accurate(problems.geglu(9, 12, F32, CPU))
 ROPE = accurate(problems.rope(9, 2, 8, F32, CPU))
@@ -267,8 +268,11 @@ MUTANTS = [  # op, bug, what stands there, what the bug makes of it, the check t
     ("attention", "window off by one", "<= window)", "<= window + 1)", lambda: checks.check_window(CPU, F32, 64)),
     ("attention", "a block short", "first + BLOCK + tl.minimum", "first + tl.minimum", WINDOW),
     ("attention", "columns ignored", "if columns_ptr is not None", "if False", HOLES),
-    ("attention", "neighbours seen", "in_n = t_n < end", "in_n = t_n < T", GLOBAL),
+    ("attention", "neighbours seen", "_keys(attended_ptr, t_n, end)", "_keys(attended_ptr, t_n, T)", GLOBAL),
     ("attention", "sums not shrunk", "total * shrink +", "total +", GLOBAL),
+    ("attention", "expansion seen", "keys = keys & (tl.load", "keys = keys | (tl.load", EXPANDED),
+    ("attention", "expansion gets gradients", "tl.where(is_key, dk1, 0.0)", "dk1", EXPANDED),
+    ("attention", "nothing seen is not a number", "tl.where(total == 0, 1.0, total)", "total", BLIND),
     ("attention", "gradient not turned back", "cos, -sin", "cos, sin", GLOBAL),
     ("attention", "delta dropped", "dp - delta[None, :]", "dp", GLOBAL),
     ("layer_norm", "no mean correction", "centred - correction", "centred", far_rows),

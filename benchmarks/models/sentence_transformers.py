@@ -2,8 +2,9 @@
 
 python benchmarks/run.py models/sentence_transformers --dtype bfloat16 --rounds 3
 
-encode, predict, encode_document and encode of the four kinds of model, with the tokenizer. Stock runs as it is best:
-sdpa, texts sorted by length, and at several batch sizes, the smallest without any padding; ours at its default of 32.
+encode, predict, encode_document, encode_query with ColBERT's expansion, and encode of the kinds of model, with the
+tokenizer. Stock runs as it is best: sdpa, texts sorted by length, and at several batch sizes, the smallest without any
+padding; ours at its default of 32.
 Before the clock starts, vectors of both in float32 are compared, and ours in this dtype held to the error rule.
 
 The tail of many vectors a text, step by step, is timed on as many tokens: what there is to win by one kernel for it.

@@ -31,7 +31,8 @@ inline void check_rotary(const Tensor& qkv, const Tensor& positions, const Tenso
 
 inline void check_attention(const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
                             const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-                            const std::optional<Tensor>& columns, const Tensor& tiles, int64_t window) {
+                            const std::optional<Tensor>& columns, const std::optional<Tensor>& attended,
+                            const Tensor& tiles, int64_t window) {
   check_heads(qkv);
   check_same_device(cu_seqlens, "cu_seqlens", qkv, "qkv");
   check_shape(tiles, "tiles", {tiles.dim() ? tiles.size(0) : 0, 2}, "(N, 2)");
@@ -39,10 +40,14 @@ inline void check_attention(const Tensor& qkv, const Tensor& cu_seqlens, const s
   check(positions.has_value() == cos.has_value() && cos.has_value() == sin.has_value(),
         "positions, cos and sin come together or not at all");
   if (positions) check_rotary(qkv, *positions, *cos, *sin);
-  if (!columns) return;
-  check_shape(*columns, "columns", {qkv.size(0)}, "(T,)");
-  check_dtype(*columns, "columns", {ScalarType::Int});
-  check_same_device(*columns, "columns", qkv, "qkv");
+  const auto check_of_tokens = [&](const std::optional<Tensor>& tensor, const char* name, ScalarType dtype) {
+    if (!tensor) return;
+    check_shape(*tensor, name, {qkv.size(0)}, "(T,)");
+    check_dtype(*tensor, name, {dtype});
+    check_same_device(*tensor, name, qkv, "qkv");
+  };
+  check_of_tokens(columns, "columns", ScalarType::Int);
+  check_of_tokens(attended, "attended", ScalarType::Bool);
 }
 
 inline void check_attention_backward(const Tensor& d_o, const Tensor& qkv, const Tensor& o, const Tensor& lse) {

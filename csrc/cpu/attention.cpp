@@ -24,9 +24,9 @@ class Inputs {
  public:
   Inputs(const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-         const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale)
+         const std::optional<Tensor>& attended, const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale)
       : qkv_(with_contiguous_heads(qkv)), bounds_(checked_bounds(cu_seqlens, qkv.size(0))) {
-    check_attention(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window);
+    check_attention(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, window);
     for (index_t text = 0; text < texts(); ++text)
       check(start(text + 1) - start(text) <= max_seqlen, "max_seqlen is ", max_seqlen, ", but a text has ",
             start(text + 1) - start(text), " tokens");
@@ -43,9 +43,17 @@ class Inputs {
     if (positions) tables_.emplace(qkv_, *positions, *cos, *sin);
     args_.rotary = tables_ ? tables_->get() : Rotary{};
     args_.columns = nullptr;
-    if (!columns) return;
-    columns_ = as_contiguous(*columns);
-    args_.columns = static_cast<const int32_t*>(columns_->const_data_ptr());
+    args_.attended = nullptr;
+    if (columns) {
+      columns_ = as_contiguous(*columns);
+      args_.columns = static_cast<const int32_t*>(columns_->const_data_ptr());
+    }
+    if (!attended) return;
+    const Tensor dense = as_contiguous(*attended);
+    const int8_t* const given = static_cast<const int8_t*>(dense.const_data_ptr());
+    attended_.assign(given, given + args_.T);
+    attended_.resize(args_.T + loops().tile_columns);  // whole vectors are read
+    args_.attended = attended_.data();
   }
 
   const AttentionArgs& args() const { return args_; }
@@ -64,6 +72,7 @@ class Inputs {
   }
   Tensor qkv_, bounds_;
   std::optional<Tensor> columns_;
+  std::vector<int8_t> attended_;
   std::optional<RotaryTables> tables_;
   AttentionArgs args_;
 };
@@ -73,8 +82,9 @@ class Inputs {
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
                                              const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
                                              const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-                                             const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale) {
-  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale);
+                                             const std::optional<Tensor>& attended, const Tensor& tiles,
+                                             int64_t max_seqlen, int64_t window, double scale) {
+  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, max_seqlen, window, scale);
   const AttentionArgs& in = inputs.args();
   Tensor o = new_tensor({in.T, in.H, in.D}, qkv.scalar_type());
   Tensor lse = new_tensor({in.H, in.T}, ScalarType::Float);
@@ -131,9 +141,9 @@ namespace {
 Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor& o, const Tensor& lse,
                           const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
                           const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-                          const std::optional<Tensor>& columns, const Tensor& tiles, int64_t max_seqlen, int64_t window,
-                          double scale) {
-  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale);
+                          const std::optional<Tensor>& columns, const std::optional<Tensor>& attended,
+                          const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale) {
+  const Inputs inputs(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, max_seqlen, window, scale);
   const AttentionArgs& in = inputs.args();
   check_attention_backward(d_o_in, qkv, o, lse);
   const Tensor d_o = with_contiguous_rows(as_dtype(d_o_in, qkv.scalar_type()));

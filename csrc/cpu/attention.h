@@ -14,6 +14,7 @@ struct AttentionArgs {
   index_t stride_h;
   Rotary rotary;           // positions null: no rotation
   const int32_t* columns;  // (T,) what the window is measured by; null: the rows themselves
+  const int8_t* attended;  // (T,) and a tile's columns more: 0 where a token is no key; null: all are
   index_t T, H, D;
   index_t window;  // i sees j iff |i - j| <= window; negative sees the whole text
   float scale;

@@ -78,6 +78,11 @@ MODERNBERT_FAST_INLINE void hide(const AttentionArgs& a, index_t start, index_t 
   };
   for (index_t j = keys.begin; j < smaller(keys.end, seen.begin); j += kLanes) hide_around(j);
   for (index_t j = larger(keys.begin, seen.end / kLanes * kLanes); j < keys.end; j += kLanes) hide_around(j);
+  if (a.attended)
+    for (index_t j = keys.begin; j < keys.end; j += kLanes) {
+      float* const p = s + j - keys.begin;
+      store(p, load(a.attended + start + j) != Vec{} ? load(p) : hidden);
+    }
   if (a.window < 0 || !a.columns) return;
   const int64_t column = a.columns[start + i];
   for (index_t j = larger(keys.begin, seen.begin); j < smaller(keys.end, seen.end); ++j) {
@@ -232,10 +237,11 @@ void query_block(const AttentionForwardArgs& a, const QueryBlock& block, float* 
   for (index_t r = 0; r < rows; ++r) {
     T* const o = static_cast<T*>(a.o) + ((block.first + r) * a.in.H + block.head) * D;
     const float total = sum_of_lanes(load(totals + r * kLanes));
-    const Vec share = splat(1.0f / total);
+    const bool sees = total != 0;  // else no key is left: nothing is seen
+    const Vec share = splat(sees ? 1.0f / total : 0.0f);
     for_row(D, [&](index_t d, auto lanes, int)
                    MODERNBERT_FAST_LAMBDA { store(o + d, load(sums + r * wide + d) * share, lanes); });
-    a.lse[block.head * a.in.T + block.first + r] = peaks[r] * scale + __builtin_logf(total);
+    a.lse[block.head * a.in.T + block.first + r] = sees ? peaks[r] * scale + __builtin_logf(total) : -__builtin_inff();
   }
 }
 
@@ -319,7 +325,8 @@ void head_backward(const AttentionBackwardArgs& a, const HeadOfText& pair, float
       float *const weights = p + r * keys, *const dweights = ds + r * keys;
       hide(a.in, pair.start, first + r, seen, length, weights);
       const float peak = largest(weights, n, -__builtin_inff());
-      const Vec total = splat(sum_of_lanes(exponentials(weights, n, peak, kLog2E, weights)));
+      const float sum = sum_of_lanes(exponentials(weights, n, peak, kLog2E, weights));
+      const Vec total = splat(sum != 0 ? sum : 1.0f);  // nothing is seen: all weights are 0
       Sum delta;
       for (index_t j = 0; j < n; j += kLanes) {
         const Vec weight = load(weights + j) / total;

@@ -20,7 +20,8 @@ std::tuple<Tensor, Tensor> encoder_layer_forward(
     const Optional& attn_Wo_bias, const Tensor& mlp_norm, const Optional& mlp_norm_bias, double mlp_norm_eps,
     const Tensor& Wi, const Optional& Wi_bias, const Tensor& mlp_Wo, const Optional& mlp_Wo_bias, int64_t head_dim,
     const Tensor& cu_seqlens, const Optional& positions, const Optional& cos, const Optional& sin,
-    const Optional& columns, const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale) {
+    const Optional& columns, const Optional& attended, const Tensor& tiles, int64_t max_seqlen, int64_t window,
+    double scale) {
   check_encoder_layer(x, residual, attn_norm, attn_norm_bias, Wqkv, attn_Wo, mlp_norm, Wi, mlp_Wo, head_dim);
   const int64_t T = x.size(0), H = Wqkv.size(0) / (3 * head_dim);
   Tensor stream = x;
@@ -33,7 +34,7 @@ std::tuple<Tensor, Tensor> encoder_layer_forward(
   }
   inner = linear_before(&attn_Wo, false, inner, Wqkv, Wqkv_bias, false);
   inner = std::get<0>(attention_forward(torch::stable::view(inner, {T, 3, H, head_dim}), cu_seqlens, positions, cos,
-                                        sin, columns, tiles, max_seqlen, window, scale));
+                                        sin, columns, attended, tiles, max_seqlen, window, scale));
   inner = linear_before(&Wi, true, torch::stable::view(inner, {T, H * head_dim}), attn_Wo, attn_Wo_bias, false);
   std::tie(inner, stream, std::ignore, std::ignore) =
       layer_norm_forward(inner, stream, mlp_norm, mlp_norm_bias, mlp_norm_eps);

@@ -20,6 +20,7 @@ Tensor geglu_forward(const Tensor& x);
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
                                              const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
                                              const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-                                             const Tensor& tiles, int64_t max_seqlen, int64_t window, double scale);
+                                             const std::optional<Tensor>& attended, const Tensor& tiles,
+                                             int64_t max_seqlen, int64_t window, double scale);
 
 }  // namespace modernbert_fast::cuda

@@ -26,17 +26,21 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class _Text:
     """The rows [start, end) of a packed plane, as chunks: n = 1 where every query may meet every key."""
 
-    def __init__(self, start: int, end: int, columns: torch.Tensor | None, window: int, dtype: torch.dtype) -> None:
+    def __init__(self, start: int, end: int, g: Geometry, dtype: torch.dtype) -> None:
         self.start, self.length, self.mask = start, end - start, None
         self.rows, self.count, self.reach = self.length, 1, 0
-        if window < 0 or (columns is None and window >= self.length - 1):
+        bounded = g.window >= 0 and (g.columns is not None or g.window < self.length - 1)
+        if not bounded and g.attended is None:
             return
-        at = torch.arange(self.length) if columns is None else columns[start:end]
-        if self.length > _ROWS + 2 * window:
-            self.rows, self.reach = _ROWS, window
+        at = torch.arange(self.length) if g.columns is None else g.columns[start:end]
+        if bounded and self.length > _ROWS + 2 * g.window:
+            self.rows, self.reach = _ROWS, g.window
             self.count = -(-self.length // _ROWS)
-        seen = F.pad(at, (self.reach, self.padding + self.reach), value=_FAR)
-        hidden = (self._queries(seen[None, :, None]) - self._keys(seen[None, :, None]).mT).abs() > window
+        places = F.pad(at, (self.reach, self.padding + self.reach), value=_FAR)[None, :, None]
+        hidden = (self._queries(places) - self._keys(places).mT).abs() > (g.window if bounded else _FAR)
+        if g.attended is not None:
+            unseen = F.pad(~g.attended[start:end], (self.reach, self.padding + self.reach))
+            hidden = hidden | self._keys(unseen[None, :, None]).mT
         self.mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
     @property
@@ -78,11 +82,11 @@ class _Text:
         plane[:, self.start : self.start + self.length] = total[:, self.reach : self.reach + self.length]
 
 
-def _texts(cu_seqlens: torch.Tensor, columns: Any, window: int, dtype: torch.dtype) -> Iterator[_Text]:
-    bounds = cu_seqlens.tolist()
+def _texts(g: Geometry, dtype: torch.dtype) -> Iterator[_Text]:
+    bounds = g.cu_seqlens.tolist()
     for start, end in zip(bounds, bounds[1:], strict=False):
         if start < end:
-            yield _Text(start, end, columns, window, dtype)
+            yield _Text(start, end, g, dtype)
 
 
 def forward(qkv: torch.Tensor, *geometry: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +94,7 @@ def forward(qkv: torch.Tensor, *geometry: Any) -> tuple[torch.Tensor, torch.Tens
     g = Geometry(*geometry)
     q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     o, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-    for text in _texts(g.cu_seqlens, g.columns, g.window, q.dtype):
+    for text in _texts(g, q.dtype):
         out, log_sum = _flash(
             text.queries(q), text.keys(k), text.keys(v), 0.0, False, attn_mask=text.mask, scale=g.scale
         )
@@ -105,7 +109,7 @@ def backward(do: torch.Tensor, qkv: torch.Tensor, o: torch.Tensor, lse: torch.Te
     q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     do, o = (x.to(q.dtype).transpose(0, 1) for x in (do, o))
     dplanes = q.new_empty((3, *q.shape))
-    for text in _texts(g.cu_seqlens, g.columns, g.window, q.dtype):
+    for text in _texts(g, q.dtype):
         dq, dk, dv = _flash_backward(
             text.queries(do),
             text.queries(q),

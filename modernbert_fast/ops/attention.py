@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from modernbert_fast.dispatch import Call, call_of
+from modernbert_fast.dispatch import QUERIES_ONLY, Call, call_of
 from modernbert_fast.geometry import Geometry
 from modernbert_fast.library import define, differentiable
 from modernbert_fast.ops import checks, padding
@@ -16,14 +16,14 @@ from modernbert_fast.ops.rope import check_tables
 GLOBAL = -1
 
 _GEOMETRY = (
-    "Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns, Tensor tiles,"
-    " SymInt max_seqlen, int window, float scale"
+    "Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns, Tensor? attended,"
+    " Tensor tiles, SymInt max_seqlen, int window, float scale"
 )
 
 
 def check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
     """What attention asks of its arguments."""
-    cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, _ = Geometry(*geometry)
+    cu_seqlens, positions, cos, sin, columns, attended, tiles, max_seqlen, window, _ = Geometry(*geometry)
     checks.floating(qkv=qkv)
     checks.shape("qkv", qkv, None, 3, None, None)
     T, D = qkv.shape[0], qkv.shape[3]
@@ -31,8 +31,10 @@ def check_forward(qkv: torch.Tensor, *geometry: Any) -> None:
     checks.shape("columns", columns, T)
     if columns is not None and columns.dtype != torch.int32:
         raise TypeError(f"columns must be int32, got {columns.dtype}")
+    checks.shape("attended", attended, T)
+    checks.boolean(attended=attended)
     checks.shape("tiles", tiles, None, 2)
-    checks.same_device(qkv, cu_seqlens=cu_seqlens, columns=columns, tiles=tiles)
+    checks.same_device(qkv, cu_seqlens=cu_seqlens, columns=columns, attended=attended, tiles=tiles)
     if (positions is None) != (cos is None) or (cos is None) != (sin is None):
         raise ValueError("positions, cos and sin come together or not at all")
     if positions is not None:
@@ -60,7 +62,11 @@ def _fake_forward(qkv: Any, *geometry: Any) -> tuple[torch.Tensor, torch.Tensor]
 
 def _call_forward(qkv: Any, *geometry: Any) -> Call:
     g = Geometry(*geometry)
-    asked = {"masks with holes": g.columns is not None, "attention without rotary": g.positions is None}
+    asked = {
+        "masks with holes": g.columns is not None,
+        "attention without rotary": g.positions is None,
+        QUERIES_ONLY: g.attended is not None,
+    }
     return call_of(qkv, flags=[flag for flag, wanted in asked.items() if wanted])
 
 
@@ -88,8 +94,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Any, *geometry: Any) -> Any:
         o, lse = _forward(qkv, *geometry)
-        ctx.save_for_backward(qkv, o, lse, *geometry[:6])
-        ctx.rest = geometry[6:]
+        ctx.save_for_backward(qkv, o, lse, *geometry[:7])
+        ctx.rest = geometry[7:]
         ctx.mark_non_differentiable(lse)
         return o, lse
 
@@ -97,7 +103,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, do: Any, dlse: Any) -> Any:
         qkv, o, lse, *tensors = ctx.saved_tensors
-        return _backward(do, qkv, o, lse, *tensors, *ctx.rest), *[None] * 9
+        return _backward(do, qkv, o, lse, *tensors, *ctx.rest), *[None] * 10
 
 
 def attention(
@@ -110,6 +116,7 @@ def attention(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
     columns: torch.Tensor | None = None,
+    attended: torch.Tensor | None = None,
     tiles: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
@@ -123,6 +130,8 @@ def attention(
         positions: (T,) int32 rows of the rotary tables; None for no rotation.
         cos, sin: (P, D / 2) fp32 rotary tables, with positions.
         columns: (T,) int32 places that the window is measured by, where they are not consecutive (a mask with holes).
+        attended: (T,) bool, which tokens are seen; the others see these and are seen by none, themselves included (the
+            expansion of a ColBERT query). None for all. A token that sees none gets zeros, as of torch's own attention.
         tiles: the tile schedule of the batch (`padding.tiles`); computed when None.
         scale: of the scores; D ** -0.5 when None.
 
@@ -138,4 +147,4 @@ def attention(
     if columns is not None and columns is positions:
         columns = columns.view_as(columns)  # torch.compile does not trace a Function that gets one tensor twice
     run = differentiable(_Attention, _forward)
-    return run(qkv, cu_seqlens, positions, cos, sin, columns, tiles, max_seqlen, window, scale)[0]
+    return run(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, max_seqlen, window, scale)[0]

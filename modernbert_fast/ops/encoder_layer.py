@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from modernbert_fast import dispatch
-from modernbert_fast.dispatch import Call, call_of
+from modernbert_fast.dispatch import QUERIES_ONLY, Call, call_of
 from modernbert_fast.geometry import Geometry
 from modernbert_fast.library import define, is_transformed, wants_gradients
 from modernbert_fast.ops import checks
@@ -43,7 +43,7 @@ _SCHEMA = (
     " Tensor mlp_norm, Tensor? mlp_norm_bias, float mlp_norm_eps,"
     " Tensor Wi, Tensor? Wi_bias, Tensor mlp_Wo, Tensor? mlp_Wo_bias, int head_dim,"
     " Tensor cu_seqlens, Tensor? positions, Tensor? cos, Tensor? sin, Tensor? columns,"
-    " Tensor tiles, SymInt max_seqlen, int window, float scale) -> (Tensor x, Tensor residual)"
+    " Tensor? attended, Tensor tiles, SymInt max_seqlen, int window, float scale) -> (Tensor x, Tensor residual)"
 )
 
 
@@ -85,23 +85,28 @@ def _fake(x: Any, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _call(x: torch.Tensor, residual: Any, *rest: Any) -> Call:
     w = Weights(*rest[:14])
     norms = (w.attn_norm, w.attn_norm_bias, w.mlp_norm, w.mlp_norm_bias)
-    return call_of(x, residual, w.Wqkv, *norms, width=rest[14], flags=flags_of(x, residual, *norms) + _width_flag(x))
+    own = _flags(x, Geometry(*rest[15:]).attended)
+    return call_of(x, residual, w.Wqkv, *norms, width=rest[14], flags=flags_of(x, residual, *norms) + own)
 
 
-def _width_flag(x: torch.Tensor) -> tuple[str, ...]:
-    """The width of a call is that of a head: hidden states too wide for a norm of the parts have a flag."""
-    return ("rows of more than 8192 columns",) if x.shape[-1] > 8192 else ()
+def _flags(x: torch.Tensor, attended: torch.Tensor | None) -> tuple[str, ...]:
+    """Of a layer: the width of a call is that of a head, so that hidden states too wide for a norm have a flag."""
+    asked = {"rows of more than 8192 columns": x.shape[-1] > 8192, QUERIES_ONLY: attended is not None}
+    return tuple(flag for flag, wanted in asked.items() if wanted)
 
 
 _forward = define(_SCHEMA, op="encoder_layer", fake=_fake, call=_call, check=_check)
 
 
-def one_call_serves(x: torch.Tensor, residual: torch.Tensor | None, head_dim: int) -> bool:
+def one_call_serves(
+    x: torch.Tensor, residual: torch.Tensor | None, head_dim: int, attended: torch.Tensor | None
+) -> bool:
     """Whether encoder_layer may take the place of its ops: it has no gradient and nothing for a compiler to fuse, and
     has to have a row of its own here, while nobody forced another for one of them."""
     if torch.compiler.is_compiling() or wants_gradients():
         return False
-    return dispatch.stands_for("encoder_layer", _PARTS, call_of(x, residual, width=head_dim, flags=_width_flag(x)))
+    call = call_of(x, residual, width=head_dim, flags=_flags(x, attended))
+    return dispatch.stands_for("encoder_layer", _PARTS, call)
 
 
 def encoder_layer(

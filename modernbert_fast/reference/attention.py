@@ -23,9 +23,9 @@ def planes(qkv: torch.Tensor, positions: Any, cos: Any, sin: Any) -> tuple[torch
 
 
 def _blocks(
-    cu_seqlens: torch.Tensor, columns: torch.Tensor | None, window: int
+    cu_seqlens: torch.Tensor, columns: torch.Tensor | None, attended: torch.Tensor | None, window: int
 ) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
-    """Queries, the keys they may meet, and the pairs among these that the window hides (None: no pair)."""
+    """Queries, the keys they may meet, and which of these are hidden from which queries (None: none)."""
     bounds = cu_seqlens.tolist()
     if columns is None:
         columns = torch.arange(bounds[-1], device=cu_seqlens.device)
@@ -37,6 +37,9 @@ def _blocks(
                 # Columns rise by at least one a token, so no key within the window lies outside this slice.
                 keys = slice(max(start, first - window), min(end, last + window))
                 hidden = (columns[rows, None] - columns[None, keys]).abs() > window
+            if attended is not None:
+                unseen = ~attended[keys].expand(last - first, -1)
+                hidden = unseen if hidden is None else hidden | unseen
             yield rows, keys, hidden
 
 
@@ -51,12 +54,14 @@ def forward(qkv: torch.Tensor, *geometry: Any) -> tuple[torch.Tensor, torch.Tens
     T, _, H, D = qkv.shape
     q, k, v = planes(qkv, g.positions, g.cos, g.sin)
     o, lse = q.new_empty((H, T, D)), q.new_empty((H, T))
-    for rows, keys, hidden in _blocks(g.cu_seqlens, g.columns, g.window):
+    for rows, keys, hidden in _blocks(g.cu_seqlens, g.columns, g.attended, g.window):
         scores = _scores(q[:, rows], k[:, keys], hidden, g.scale)
         peak = scores.amax(dim=-1, keepdim=True)
+        if g.attended is not None:
+            peak = peak.clamp_min(torch.finfo(peak.dtype).min)  # all are hidden: all weights are 0
         weights = scores.sub_(peak).exp_()
         total = weights.sum(dim=-1, keepdim=True)
-        o[:, rows] = torch.matmul(weights, v[:, keys]) / total
+        o[:, rows] = torch.matmul(weights, v[:, keys]) / total.where(total != 0, 1)
         lse[:, rows] = (peak + total.log()).squeeze(-1)
     return o.transpose(0, 1).to(qkv.dtype).contiguous(), lse
 
@@ -69,9 +74,11 @@ def backward(do: torch.Tensor, qkv: torch.Tensor, o: torch.Tensor, lse: torch.Te
     delta = (do * o.to(q.dtype).transpose(0, 1)).sum(-1, keepdim=True)
     dqkv = q.new_zeros((3, *q.shape))
     dq, dk, dv = dqkv.unbind(0)
-    for rows, keys, hidden in _blocks(g.cu_seqlens, g.columns, g.window):
+    for rows, keys, hidden in _blocks(g.cu_seqlens, g.columns, g.attended, g.window):
         # Not exp(scores - lse): at scores of 1e3 the last place of an fp32 lse is 1e-4.
         p = torch.softmax(_scores(q[:, rows], k[:, keys], hidden, g.scale), dim=-1)
+        if hidden is not None and g.attended is not None:
+            p = p.masked_fill(hidden.all(-1, keepdim=True), 0.0)
         ds = p * (torch.matmul(do[:, rows], v[:, keys].transpose(1, 2)) - delta[:, rows]) * g.scale
         dq[:, rows] = torch.matmul(ds, k[:, keys])
         dk[:, keys] += torch.matmul(ds.transpose(1, 2), q[:, rows])

@@ -88,6 +88,7 @@ def attention(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
     columns: torch.Tensor | None = None,
+    attended: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
     """qkv (T, 3, H, D) -> (T, H, D), torch's own attention text by text."""
@@ -97,6 +98,9 @@ def attention(
         q, k, v = rotated[start:end].permute(1, 2, 0, 3)
         place = torch.arange(end - start, device=qkv.device) if columns is None else columns[start:end]
         seen = None if window < 0 else (place[:, None] - place[None, :]).abs() <= window
+        if attended is not None:
+            keys = attended[start:end].expand(end - start, -1)
+            seen = keys if seen is None else seen & keys
         o = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen, scale=scale)[0]
         outputs.append(o.transpose(0, 1))
     return torch.cat(outputs)

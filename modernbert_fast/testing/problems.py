@@ -19,20 +19,10 @@ Tensors = dict[str, Any]  # by name; None where an optional tensor is left out
 # Around every tile edge, and the cases that kernels forget. Never tiny texts alone: there torch is exact, and no
 # yardstick.
 LENGTHS = (
-    (),
-    (0,),
-    (1, 33),
-    (0, 0, 1, 0, 37, 2, 0, 0),
-    (15, 16, 17, 1, 2, 31, 33),
-    (63, 64, 65, 66, 0),
-    (127, 128, 0, 129, 130),
-    (255, 256, 257),
-    tuple((7 * i) % 23 for i in range(60)),
-    (511, 1, 512, 513),
-    (1023, 2),
-    (1024,),
-    (3, 1025),
-)
+    (), (0,), (1, 33), (0, 0, 1, 0, 37, 2, 0, 0), (15, 16, 17, 1, 2, 31, 33), (63, 64, 65, 66, 0),
+    (127, 128, 0, 129, 130), (255, 256, 257), tuple((7 * i) % 23 for i in range(60)), (511, 1, 512, 513), (1023, 2),
+    (1024,), (3, 1025),
+)  # fmt: skip
 
 
 class Draw:
@@ -192,10 +182,14 @@ def attention(
     window: int = -1,
     rotary: bool = True,
     holes: bool = False,
+    expanded: bool = False,
     max_seqlen: int | None = None,
     base: float = 10000.0,
 ) -> Problem:
-    """qkv (T, 3, H, D) of packed texts; with holes, positions and the window skip some columns."""
+    """qkv (T, 3, H, D) of packed texts; with holes, positions and the window skip some columns.
+
+    Of an expanded text the first tokens are attended to, from none to all.
+    """
     T, longest = sum(lengths), max_seqlen if max_seqlen is not None else max(lengths, default=0)
 
     def draw_inputs(draw: Draw) -> Tensors:
@@ -205,7 +199,8 @@ def attention(
         columns = torch.cat(places).int()
         if rotary:
             inputs |= {"positions": columns, **_tables(3 * longest if holes else longest, D, base, draw)}
-        return inputs | ({"columns": columns} if holes else {})
+        inputs |= {"columns": columns} if holes else {}
+        return inputs | ({"attended": _first_of_each(lengths, draw)} if expanded else {})
 
     return Problem(
         "attention", dtype, device, draw_inputs,
@@ -264,8 +259,9 @@ def encoder_layer(
     window: int = -1,
     first: bool = False,
     bias: bool = False,
+    expanded: bool = False,
 ) -> Problem:
-    """x (T, H D) of packed texts; the first layer has no attn_norm and no residual."""
+    """x (T, H D) of packed texts; the first layer has no attn_norm and no residual. Expanded as in `attention`."""
     T, C, longest = sum(lengths), H * D, max(lengths, default=0)
 
     def draw_inputs(draw: Draw) -> Tensors:
@@ -281,7 +277,8 @@ def encoder_layer(
         inputs = {"x": draw(T, C), "residual": None if first else draw(T, C), **flat}
         positions = torch.cat([torch.arange(n, device=device, dtype=torch.int32) for n in (*lengths, 0)])
         bounds = {"cu_seqlens": draw.bounds(lengths), "positions": positions}
-        return inputs | {**bounds, **_tables(max(longest, 1), D, 10000.0, draw)}
+        inputs |= {**bounds, **_tables(max(longest, 1), D, 10000.0, draw)}
+        return inputs | {"attended": _first_of_each(lengths, draw) if expanded else None}
 
     def gather(inputs: Tensors) -> tuple[Any, Any, ops.Weights, int]:
         norms = {"attn_norm": None, "attn_norm_bias": None, "attn_norm_eps": 1e-5, "mlp_norm_eps": 1e-5}
@@ -291,13 +288,17 @@ def encoder_layer(
     def run(**inputs: Any) -> Any:
         cu_seqlens = inputs["cu_seqlens"]
         rotary = (inputs["positions"], inputs["cos"], inputs["sin"])
-        geometry = Geometry(cu_seqlens, *rotary, None, ops.tiles(cu_seqlens, T), longest, window, D**-0.5)
+        tiles = ops.tiles(cu_seqlens, T)
+        geometry = Geometry(cu_seqlens, *rotary, None, inputs["attended"], tiles, longest, window, D**-0.5)
         return ops.encoder_layer(*gather(inputs), geometry)
 
     return Problem(
         "encoder_layer", dtype, device, draw_inputs, run,
         lambda **inputs: plain.encoder_layer(
-            *gather(inputs), inputs["cu_seqlens"], window, **{n: inputs[n] for n in ("positions", "cos", "sin")}
+            *gather(inputs),
+            inputs["cu_seqlens"],
+            window,
+            **{name: inputs[name] for name in ("positions", "cos", "sin", "attended")},
         ),
         (), tuple(lengths), ("x",) if first else ("x", "residual"),
     )  # fmt: skip
@@ -375,6 +376,13 @@ def cross_entropy(
         "cross_entropy", dtype, device, draw_inputs, ops.cross_entropy, plain.cross_entropy,
         ("x", "weight", *(("bias",) if bias else ())), _thirds(T), ("x",),
     )  # fmt: skip
+
+
+def _first_of_each(lengths: Sequence[int], draw: Draw) -> torch.Tensor:
+    """(T,) bool: a random number of the first tokens of each text."""
+    kept = [int(draw.integers(0, n + 1, 1)) for n in lengths]
+    parts = [torch.arange(n) < k for n, k in zip(lengths, kept, strict=True)]
+    return torch.cat([torch.zeros(0, dtype=torch.bool), *parts]).to(draw.device)
 
 
 def _tables(rows: int, D: int, base: float, draw: Draw) -> Tensors:

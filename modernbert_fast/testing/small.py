@@ -34,6 +34,8 @@ def _attention(dtype: torch.dtype, device: torch.device) -> list[Problem]:
         problems.attention(lengths, 2, 16, dtype, device, rotary=False),
         problems.attention(lengths, 2, 16, dtype, device, window=2),
         problems.attention(lengths, 2, 16, dtype, device, window=2, holes=True),
+        problems.attention(lengths, 2, 16, dtype, device, expanded=True),
+        problems.attention(lengths, 2, 16, dtype, device, window=2, expanded=True),
     ]
 
 
@@ -52,6 +54,7 @@ SMALL: dict[str, Callable[[torch.dtype, torch.device], list[Problem]]] = {
     "encoder_layer": lambda dtype, device: [
         problems.encoder_layer((5, 1, 0, 9, 3), 2, 8, 12, dtype, device, window=2),
         problems.encoder_layer((5, 1, 0, 9, 3), 2, 8, 12, dtype, device, first=True, bias=True),
+        problems.encoder_layer((5, 1, 0, 9, 3), 2, 8, 12, dtype, device, window=2, expanded=True),
     ],
     "pooling": lambda dtype, device: [
         problems.pooling((5, 1, 0, 9, 3), 12, dtype, device, mode=mode, normalize=normalize)

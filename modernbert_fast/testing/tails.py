@@ -39,6 +39,7 @@ def _attention(n: int, dtype: torch.dtype, device: torch.device) -> list[Problem
     return [
         problems.attention((n, 2), 1, 64, dtype, device),
         problems.attention((1, 65 + n), 1, 64, dtype, device, window=3),
+        problems.attention((n, 3), 1, 16, dtype, device, expanded=True),
         problems.attention((5, 2), 1, 2 * n, dtype, device),
         problems.attention((5, 2), 2, n, dtype, device, rotary=False),
     ]

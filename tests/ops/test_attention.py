@@ -46,6 +46,45 @@ def test_holes_wider_than_the_batch(backend, device, dtype):
     checks.check_accuracy(problems.attention((9, 5), 2, 16, dtype, device, window=14, holes=True))
 
 
+@pytest.mark.parametrize("window", [-1, 2])
+@pytest.mark.parametrize("lengths", [(32, 0, 7, 1), pytest.param((100, 530), marks=pytest.mark.heavy)], ids=str)
+def test_expansion(backend, device, dtype, lengths, window):
+    """Of each text the first tokens are seen, from none to all; those that see none get zeros."""
+    checks.check_accuracy(problems.attention(lengths, 1, 32, dtype, device, window=window, expanded=True), "sliced")
+
+
+@pytest.mark.parametrize("window", [pytest.param(-1, marks=pytest.mark.heavy), 3])
+def test_tokens_that_are_not_attended_to_anywhere(backend, device, dtype, window):
+    problem = problems.attention((70, 3), 2, 16, dtype, device, window=window, holes=True)
+    some = problem.but(draw=lambda draw: {**problem.draw(draw), "attended": draw.integers(0, 3, 73) > 0})
+    checks.check_accuracy(some)
+
+
+@pytest.mark.parametrize("window", [-1, 8])
+def test_what_nobody_attends_to_changes_nobody(backend, device, dtype, window):
+    inputs = problems.attention((40, 9), 1, 16, dtype, device, window=window, expanded=True).inputs()
+    attended = inputs["attended"] = torch.arange(49, device=device) % 41 < 12  # 12 of the first text, 8 of the second
+    other = {**inputs, "qkv": torch.where(attended[:, None, None, None], inputs["qkv"], -inputs["qkv"])}
+    one, two = (ops.attention(**given, max_seqlen=40, window=window) for given in (inputs, other))
+    assert_same_bits(one[attended], two[attended])
+    if window < 0:
+        assert (one[~attended] != two[~attended]).any(-1).all()  # each sees by its own query
+    blind = ops.attention(**{**inputs, "attended": torch.zeros_like(attended)}, max_seqlen=40, window=window)
+    assert blind.eq(0).all()
+
+
+@pytest.mark.rows("cpu", "triton", "reference")
+@pytest.mark.parametrize("window", [-1, 8])
+def test_a_text_without_expansion_beside_one_with_it(backend, device, dtype, window):
+    """Has the bits that it has in a batch where all are seen, forward and backward."""
+    problem = problems.attention((40, 70), 2, 16, dtype, device, window=window)
+    beside = problem.but(draw=lambda draw: {**problem.draw(draw), "attended": torch.arange(110, device=device) >= 9})
+    plain = checks.evaluate(problem.run, problem.inputs(), problem.grads)
+    for name, rows in checks.evaluate(beside.run, beside.inputs(), beside.grads).items():
+        assert_same_bits(rows[40:], plain[name][40:], name)
+        assert not torch.equal(rows[:40], plain[name][:40])
+
+
 def test_no_rotary_and_a_scale(backend, device, dtype):
     problem = problems.attention((33, 70), 2, 16, dtype, device, window=8, rotary=False)
     checks.check_accuracy(problem)
@@ -152,13 +191,18 @@ def test_refuses_positions(backend, device, any_dtype, value):
         ({"columns": lambda x: x[1:]}, ValueError),
         ({"columns": lambda x: x.float()}, TypeError),
         ({"columns": lambda x: x.to("meta")}, ValueError),
+        ({"attended": lambda x: x[1:]}, ValueError),
+        ({"attended": lambda x: x.int()}, TypeError),
+        ({"attended": lambda x: x[:, None]}, ValueError),
+        ({"attended": lambda x: x.to("meta")}, ValueError),
         ({"qkv": lambda x: x.to("meta")}, ValueError),
     ],
     ids=["two planes", "integers", "no planes", "no cos", "no positions", "short positions", "short columns",
-         "float columns", "columns elsewhere", "qkv elsewhere"],
+         "float columns", "columns elsewhere", "short attended", "attended numbers", "attended matrix",
+         "attended elsewhere", "qkv elsewhere"],
 )  # fmt: skip
 def test_refuses(backend, device, any_dtype, change, error):
-    problem = problems.attention((5, 7), 1, 16, any_dtype, device, window=2, holes=True)
+    problem = problems.attention((5, 7), 1, 16, any_dtype, device, window=2, holes=True, expanded="attended" in change)
     inputs = problem.inputs()
     for name, changed in change.items():
         inputs[name] = changed(inputs[name])

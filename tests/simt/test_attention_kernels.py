@@ -53,7 +53,7 @@ def test_hostile_bounds(chip, bounds, window):
     table = torch.ones(3, D // 2)
     tiles = torch.tensor([*((text, 0) for text in range(texts)), (texts, 0), (-5, 0), (0, BIG), (0, -64), (0, 64),
                           (0, 1)], dtype=torch.int32)  # fmt: skip
-    geometry = (cu_seqlens, positions, table, table, None, tiles, T, window, 0.1)
+    geometry = (cu_seqlens, positions, table, table, None, None, tiles, T, window, 0.1)
     o, lse = native().forward(qkv.tensor, *geometry)
     dqkv = native().backward(do.tensor, qkv.tensor, o, lse, *geometry)
     of_texts = {t for start, end in itertools.pairwise(bounds) for t in range(max(start, 0), min(end, T))}
@@ -107,6 +107,8 @@ def test_refusals(monkeypatch):
         ops.attention(qkv, bounds, 4)
     with pytest.raises(dispatch.NoBackend, match="does not take width 24"):
         ops.attention(qkv.half()[..., :24], bounds, 4)
+    with pytest.raises(dispatch.NoBackend, match="does not do tokens that are not attended to"):
+        ops.attention(qkv.half(), bounds, 4, attended=torch.ones(4, dtype=torch.bool))
     monkeypatch.setenv("MODERNBERT_FAST_SM", "75")
     with pytest.raises(ValueError, match="qkv must be float16, got bfloat16"):
         ops.attention(qkv.bfloat16(), bounds, 4)

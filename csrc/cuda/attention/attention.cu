@@ -56,9 +56,10 @@ class Inputs {
  public:
   Inputs(const OnDeviceOf& device, const Tensor& qkv, const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
          const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-         const Tensor& tiles, int64_t window, double scale)
+         const std::optional<Tensor>& attended, const Tensor& tiles, int64_t window, double scale)
       : chip_(chip_for(device)), qkv_(checked(qkv, chip_)) {
-    check_attention(qkv, cu_seqlens, positions, cos, sin, columns, tiles, window);
+    check_attention(qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, window);
+    check(!attended, "tokens that are not attended to are not served here");
     check_dim(cu_seqlens, "cu_seqlens", 1);
     check(cu_seqlens.size(0) > 0, "cu_seqlens must be (B + 1,), got ", cu_seqlens);
     check_dtype(cu_seqlens, "cu_seqlens", {ScalarType::Int});
@@ -127,10 +128,10 @@ class Inputs {
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& qkv, const Tensor& cu_seqlens,
                                              const std::optional<Tensor>& positions, const std::optional<Tensor>& cos,
                                              const std::optional<Tensor>& sin, const std::optional<Tensor>& columns,
-                                             const Tensor& tiles, int64_t /*max_seqlen*/, int64_t window,
-                                             double scale) {
+                                             const std::optional<Tensor>& attended, const Tensor& tiles,
+                                             int64_t /*max_seqlen*/, int64_t window, double scale) {
   const OnDeviceOf device(qkv);
-  const Inputs inputs(device, qkv, cu_seqlens, positions, cos, sin, columns, tiles, window, scale);
+  const Inputs inputs(device, qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, window, scale);
   const AttentionGeometry& g = inputs.geometry();
   const Tensor o = new_tensor(qkv, {g.T, g.H, g.D}, qkv.scalar_type());
   const Tensor lse = new_tensor(qkv, {g.H, g.T}, ScalarType::Float);
@@ -152,10 +153,10 @@ namespace {
 Tensor attention_backward(const Tensor& d_o_in, const Tensor& qkv, const Tensor& o_in, const Tensor& lse_in,
                           const Tensor& cu_seqlens, const std::optional<Tensor>& positions,
                           const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-                          const std::optional<Tensor>& columns, const Tensor& tiles, int64_t /*max_seqlen*/,
-                          int64_t window, double scale) {
+                          const std::optional<Tensor>& columns, const std::optional<Tensor>& attended,
+                          const Tensor& tiles, int64_t /*max_seqlen*/, int64_t window, double scale) {
   const OnDeviceOf device(qkv);
-  const Inputs inputs(device, qkv, cu_seqlens, positions, cos, sin, columns, tiles, window, scale);
+  const Inputs inputs(device, qkv, cu_seqlens, positions, cos, sin, columns, attended, tiles, window, scale);
   const AttentionGeometry& g = inputs.geometry();
   check_attention_backward(d_o_in, qkv, o_in, lse_in);
   check_same_device(o_in, "o", qkv, "qkv");
