@@ -11,7 +11,6 @@ float16 index that are among the ten best.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -75,12 +74,9 @@ def compare(documents: Sequence[torch.Tensor], queries: Sequence[torch.Tensor]) 
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run.py models/residual", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("models/residual", __doc__)
     parser.add_argument("--texts", type=Path, help="one a line; the paragraphs of Python's manual when not given")
     parser.add_argument("--most", type=int, default=4000, help="texts (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: benchmarks/results/<machine>)")
     args = parser.parse_args(argv)
     texts = read_texts(args.texts, "text") if args.texts else (text for _, text in manual_paragraphs())
     rows = states(list(itertools.islice(texts, args.most)))
@@ -94,6 +90,6 @@ def main(argv: list[str]) -> None:
         for dtype, record in records[name].items():
             words = "  ".join(f"{key} {value:.4g}" for key, value in record.items())
             print(f"  {dtype:<10}{words}")
-    path = (args.output or harness.FOLDER / "results" / harness.machine()) / "residual.json"
+    path = harness.record_path(args.output, "residual.json")
     durable.write_json(path, {"texts": len(rows), "machine": timing.machine_facts(), "records": records})
     print(path)
