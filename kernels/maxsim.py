@@ -159,12 +159,15 @@ def forward_compressed(
 ) -> torch.Tensor:
     """q (Tq, D), documents as decompress takes them -> scores (Bq, Bd).
 
-    Documents become integers some at a time, whole ones. The host waits for their bounds.
+    Documents become integers some at a time, whole ones. The host waits for their bounds, and makes them rise within T
+    as the kernel does with its own.
     """
     T, step = nearest.shape[0], max(1, _ELEMENTS // max(q.shape[1], 1))
-    starts = torch.arange(0, max(T, 1), step, dtype=torch.int32, device=q.device)
-    firsts = [*torch.searchsorted(cu_documents, starts).tolist(), cu_documents.shape[0] - 1]
-    rows = cu_documents[firsts].tolist()
+    bounds = cu_documents.cpu().clamp(0, T).cummax(0).values
+    starts = torch.arange(0, max(T, 1), step, dtype=torch.int32)
+    last = bounds.shape[0] - 1
+    firsts = [*torch.searchsorted(bounds, starts).clamp(max=last).tolist(), last]
+    rows = bounds[firsts].tolist()
     parts = []
     for first, last, start, stop in zip(firsts, firsts[1:], rows, rows[1:], strict=False):
         d = decompress.forward(codes[start:stop], nearest[start:stop], centroids, levels)

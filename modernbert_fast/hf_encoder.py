@@ -95,13 +95,14 @@ class ModernBertModel(stock.ModernBertModel):
     ) -> Any:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        given = input_ids if input_ids is not None else inputs_embeds
         if handover is None and objections(self, attention_mask, kwargs):  # a head asked before it called
             # Capture looks the model up by the name of its class, which is not the one transformers registered. From
             # 5.20 on the registry is a dict that takes models for keys; the plain method serves both kinds.
             dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(type(self)), self._can_record_outputs)
+            attention_mask = _seen_tokens(given, attention_mask, unattended, kwargs)
             return super().forward(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         settings = self.modernbert_fast_settings
-        given = input_ids if input_ids is not None else inputs_embeds
         attention_mask = _all_tokens(given, attention_mask, unattended)
         extremes = extreme_ids(self.embeddings.tok_embeddings, input_ids, attention_mask)
         batch = _pack(given, attention_mask, position_ids, unattended, kwargs, settings.restart_position_ids)
@@ -144,6 +145,21 @@ def _all_tokens(given: Any, attention_mask: Any, unattended: torch.Tensor | None
     checks.same_device(given, attention_mask=attention_mask)
     checks.shape("attention_mask", attention_mask, *given.shape[:2])
     return (attention_mask != 0) | (unattended != 0)
+
+
+def _seen_tokens(given: Any, attention_mask: Any, unattended: torch.Tensor | None, kwargs: dict[str, Any]) -> Any:
+    """The mask (B, S) of transformers' own forward, without the tokens that are not attended to.
+
+    Raises:
+        NotImplementedError: there are such tokens, and texts that lie end to end have no mask.
+    """
+    if unattended is None:
+        return attention_mask
+    if kwargs.get("cu_seq_lens_q") is not None:
+        raise NotImplementedError("unattended tokens of texts laid end to end need the packed forward")
+    seen = _all_tokens(given, attention_mask, unattended)
+    seen = torch.ones_like(unattended, dtype=torch.bool) if seen is None else seen
+    return seen & (unattended == 0)
 
 
 def extreme_ids(table: torch.nn.Module, ids: torch.Tensor | None, mask: torch.Tensor | None) -> library.Reading | None:

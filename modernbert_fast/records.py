@@ -75,6 +75,8 @@ def _json(line: bytes) -> Row:
         row = json.loads(decode(line))
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg})") from error
+    except RecursionError:
+        raise ValueError("not JSON (nested too deeply)") from None
     if not isinstance(row, dict):
         raise ValueError(f"is {type(row).__name__}, not an object of named fields")
     return row

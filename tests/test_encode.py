@@ -142,6 +142,7 @@ def test_resume_refuses_other_work(tiny_checkpoint: Path, tmp_path: Path, capsys
     [
         ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', "line 2: no field 'text'"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not JSON"),
+        ("a.jsonl", "[" * 200_000, "nested too deeply"),
         ("a.jsonl", '{"text": 7}\n', "line 1: the text is int"),
         ("a.jsonl", "7\n", "line 1: is int, not an object"),
         ("a.csv", "id,body\n1,x\n", "line 2: no field 'text' among id, body (choose it with --field)"),

@@ -108,7 +108,16 @@ def test_the_stock_path_gives_the_same(stock, fast):
     inputs, tokens = expanded("right")
     with torch.no_grad():
         found = slow(**inputs, output_attentions=True).last_hidden_state[tokens]
-        assert hf.relative(found, fast(**inputs).last_hidden_state[tokens]) <= 1e-5
+        expected = fast(**inputs).last_hidden_state[tokens]
+        assert hf.relative(found, expected) <= 1e-5
+        inputs["attention_mask"] = tokens.long()  # which does not say whom nobody sees
+        assert hf.relative(slow(**inputs, output_attentions=True).last_hidden_state[tokens], expected) <= 1e-5
+    bounds = torch.arange(len(tokens) + 1, dtype=torch.int32) * S
+    ends = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": S, "max_length_k": S}
+    with pytest.raises(NotImplementedError, match="end to end"):
+        slow(
+            inputs["input_ids"].view(1, -1), unattended=inputs["unattended"].view(1, -1), **ends, output_attentions=True
+        )
 
 
 def test_who_serves_it():

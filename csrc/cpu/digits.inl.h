@@ -1,7 +1,7 @@
 // Products of fp32 queries with int8 documents in whole numbers (AVX-512-VNNI): a query token is a scale and 24-bit
 // integers, each of three signed digits of eight bits. Three products of bytes then stand for one of fp32, four
 // elements a lane, and their sums are exact: what is rounded is the query, at 2^-24 of its largest element, and the
-// score, once. Tokens in which that is too much are not packed so: is_even in ../maxsim.h.
+// score, once. Tokens in which that is too much are not packed so: is_even in ../maxsim.cpp.
 
 #if defined(__AVX512VNNI__) || defined(MODERNBERT_FAST_EMULATED_BFLOAT16)
 constexpr bool kMultipliesBytes = true;

@@ -28,20 +28,8 @@ static inline index_t maxsim_column(const MaxSimArgs& a, index_t document) { ret
 struct QueryGroup {
   index_t first, last;  // queries
   index_t column;       // of its first token among the panels' columns
-  bool even;            // all its queries are: see is_even
+  bool even;            // no element stands out in a token of its queries, as far as int8 documents need to know
 };
-
-/// Whether no element of a token stands out: int8 documents may then meet it rounded at 2^-24 of its largest one. Where
-/// one stands out and the document has nothing there, that rounding is more than fp32's.
-static inline bool is_even(const float* token, index_t D) {
-  float largest = 0, sum = 0;
-  for (index_t k = 0; k < D; ++k) {
-    const float magnitude = __builtin_fabsf(token[k]);
-    largest = magnitude > largest ? magnitude : largest;
-    sum += magnitude;
-  }
-  return !(largest * static_cast<float>(D) > 8 * sum);
-}
 
 /// Query tokens after which a group ends.
 static constexpr index_t kQueryGroup = 256;

@@ -32,16 +32,19 @@ class _Text:
         bounded = g.window >= 0 and (g.columns is not None or g.window < self.length - 1)
         if not bounded and g.attended is None:
             return
-        at = torch.arange(self.length) if g.columns is None else g.columns[start:end]
         if bounded and self.length > _ROWS + 2 * g.window:
             self.rows, self.reach = _ROWS, g.window
             self.count = -(-self.length // _ROWS)
-        places = F.pad(at, (self.reach, self.padding + self.reach), value=_FAR)[None, :, None]
-        hidden = (self._queries(places) - self._keys(places).mT).abs() > (g.window if bounded else _FAR)
+        hidden = torch.zeros((), dtype=torch.bool)
+        if bounded:
+            at = torch.arange(self.length) if g.columns is None else g.columns[start:end]
+            places = F.pad(at, (self.reach, self.padding + self.reach), value=_FAR)[None, :, None]
+            hidden = (self._queries(places) - self._keys(places).mT).abs() > g.window
         if g.attended is not None:
             unseen = F.pad(~g.attended[start:end], (self.reach, self.padding + self.reach))
             hidden = hidden | self._keys(unseen[None, :, None]).mT
-        self.mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        self.mask = mask.expand(-1, -1, self.rows, -1)  # where no window is, the same for every query
 
     @property
     def padding(self) -> int:

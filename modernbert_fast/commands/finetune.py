@@ -112,6 +112,8 @@ def _train(
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
     print(f"{task.name}: {len(train)} examples, seed {seed}, from {start}", file=sys.stderr, flush=True)
     first = next(iter(dev.values()))
+    # The record of a former training would vouch for weights of this one, should it be killed.
+    (folder / RECORD).unlink(missing_ok=True)
     trainer = finetune(task, start, train, first, folder, recipe, settings_of(args), seed)
     values = {
         f"{split}_{name}" if len(dev) > 1 else name: value

@@ -25,6 +25,8 @@ def check_compressed(codes: torch.Tensor, nearest: torch.Tensor, centroids: torc
         if x.dtype != dtype:
             raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
     checks.same_device(codes, nearest=nearest, centroids=centroids, levels=levels)
+    if nearest.shape[0] and not centroids.shape[0]:
+        raise IndexError(f"nearest has {nearest.shape[0]} entries, but there are no centroids")
     checks.index_range("nearest", nearest, centroids.shape[0])
 
 

@@ -100,7 +100,8 @@ class Index:
             ValueError: on shapes that do not fit, queries that are not finite once rounded, or k below 1.
         """
         queries, cu_queries = self.checked(queries, cu_queries, k, self._multiplied)
-        queries, cu_queries = (x.to(self.device, non_blocking=True) for x in (queries, cu_queries))
+        on_device = not dispatch.host_readable(self.device)  # a copy to the host has to be waited for
+        queries, cu_queries = (x.to(self.device, non_blocking=on_device) for x in (queries, cu_queries))
         numbers: list[int] = []
         best: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, segment in enumerate(self.segments):

@@ -63,14 +63,15 @@ def test_int8_documents_are_their_integers(backend, device, dtype, pairwise):
         assert not ops.maxsim(q.requires_grad_(), integers, *bounds, pairwise=pairwise).requires_grad
 
 
-def test_int8_documents_without_what_stands_out_in_a_query(backend, device, dtype):
+@pytest.mark.parametrize("large", [1, 9, 17])
+def test_int8_documents_without_what_stands_out_in_a_query(backend, device, dtype, large):
     """The score comes from its small elements alone; queries beside it keep their bits."""
     queries, documents, D = (4, 33, 6), (5, 97, 0, 64), 64
     q, d, *bounds = problems.maxsim(queries, documents, D, dtype, device).inputs().values()
     integers = torch.randint(-127, 128, (len(d), D)).to(device, torch.int8)
-    integers[:, 7] = 0
+    integers[:, 7 : 7 + large] = 0
     before = ops.maxsim(q, integers, *bounds)
-    q[9, 7] = 1000
+    q[9, 7 : 7 + large] = 1000
     found = ops.maxsim(q, integers, *bounds)
     with dispatch.use_backend("reference", OP):
         expected = ops.maxsim(q.double(), integers, *bounds)

@@ -77,11 +77,13 @@ def test_no_sum_wraps(vectors, D):
 
 
 def test_documents_of_any_length_keep_their_direction(tmp_path):
-    sizes = torch.tensor([1e-6, 1.0, 3e4, 0.0]).repeat_interleave(25)[:, None]
-    vectors = clustered(100, 32) * sizes
+    """Those whose squares fp32 does not hold become zero, and disturb no other."""
+    sizes = torch.tensor([1e-6, 1.0, 3e4, 0.0, 1e-25, 1e-43]).repeat_interleave(25)[:, None]
+    vectors = clustered(150, 32) * sizes
     fill(tmp_path, vectors)
     stored = decoded(Index(tmp_path))
-    assert (torch.cosine_similarity(stored, vectors)[:75] > 0.99).all() and not stored[75:].any()
+    assert (torch.cosine_similarity(stored, vectors)[:75] > 0.99).all()
+    assert not stored[75:100].any() and (stored[100:].abs() <= 1e-25).all()
 
 
 def test_search_is_that_of_what_is_stored(tmp_path):

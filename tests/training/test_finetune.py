@@ -222,11 +222,13 @@ def test_a_second_tuning_keeps_the_classifier_of_the_same_labels(tiny_checkpoint
 def test_a_former_result_is_replaced_on_demand_alone(task, folder, tiny_checkpoint, tmp_path, capsys):
     finetune = ["finetune", *task, "--model", str(tiny_checkpoint), "--output", str(tmp_path), *CPU]
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    (tmp_path / folder / "finetune.json").touch()
+    record = tmp_path / folder / "finetune.json"
+    record.touch()
     assert cli.main(finetune) == 2
     assert f"{tmp_path / folder} holds a result" in capsys.readouterr().err
     assert cli.main([*finetune, "--overwrite"]) == 2
     assert "absent" in capsys.readouterr().err
+    assert record.exists()  # nothing has been written yet
 
 
 def test_seeds_and_early_stopping(tiny_checkpoint, tmp_path, capsys):
