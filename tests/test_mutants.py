@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modernbert_fast import dispatch, testing
-from modernbert_fast.testing import checks, problems
+from modernbert_fast.testing import checks, compressed, problems
 
 CPU, F32 = torch.device("cpu"), torch.float32
 BATCH = (5, 1, 0, 70, 33)
@@ -342,6 +342,36 @@ def residual_from_before_attention(right, x, residual, *rest):
 @mutant("encoder_layer", "forward", FIRST_LAYER)
 def halves_of_wi_swapped(right, *args):
     return right(*args[:12], args[12].roll(args[12].shape[0] // 2, 0), *args[13:])
+
+
+@mutant("decompress", "forward", lambda: checks.check_accuracy(compressed.decompress(66, 5, 33, CPU)))
+def halves_of_codes_swapped(right, codes, *rest):
+    return right(codes << 4 | codes >> 4, *rest)
+
+
+@mutant("decompress", "forward", lambda: checks.check_accuracy(compressed.decompress(66, 5, 33, CPU)))
+def levels_of_the_first_centroid(right, codes, nearest, centroids, levels):
+    return right(codes, nearest, centroids, levels[:1].expand_as(levels))
+
+
+RANKING = accurate(problems.ranking, 2, 60, 9, chosen=True)
+
+
+@mutant("ranking", "forward", RANKING)
+def scales_ignored(right, scores, cu_documents, scales, *rest):
+    return right(scores, cu_documents, None, *rest)
+
+
+@mutant("ranking", "forward", RANKING)
+def documents_without_tokens_found(right, scores, cu_documents, *rest):
+    return right(scores, torch.arange(len(cu_documents), dtype=torch.int32), *rest)
+
+
+@mutant("ranking", "forward", RANKING)
+def the_later_of_equals(right, scores, cu_documents, scales, allowed, k):
+    bounds = (-cu_documents).flip(0)
+    best, documents = right(scores.flip(1), bounds, scales.flip(0), allowed.flip(0), k)
+    return best, torch.where(documents < 0, documents, scores.shape[1] - 1 - documents)
 
 
 @pytest.fixture
