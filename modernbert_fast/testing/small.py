@@ -34,7 +34,6 @@ def _attention(dtype: torch.dtype, device: torch.device) -> list[Problem]:
         problems.attention(lengths, 2, 16, dtype, device, rotary=False),
         problems.attention(lengths, 2, 16, dtype, device, window=2),
         problems.attention(lengths, 2, 16, dtype, device, window=2, holes=True),
-        problems.attention(lengths, 2, 16, dtype, device, expanded=True),
         problems.attention(lengths, 2, 16, dtype, device, window=2, expanded=True),
     ]
 
