@@ -35,12 +35,12 @@ def store(vectors: torch.Tensor, bounds: torch.Tensor, dtype: str) -> dict[str, 
         norms = _of_documents(wide.norm(dim=1), lengths)
         longest = norms.repeat_interleave(lengths)  # 0 where squares are too small for fp32
         share = torch.where(longest > 0, largest / longest, 0).clamp(max=1)
-        scales = norms * float(share.amax() if len(share) else 1) / 127
+        scales = norms * float(share.amax() if len(share) else 1) / residual.LARGEST
     steps = torch.where(scales > 0, scales, 1)  # the scale of documents that are empty or zero is 0
-    integers = (wide / steps.repeat_interleave(lengths)[:, None]).clamp(-127, 127)
+    integers = wide / steps.repeat_interleave(lengths)[:, None]
     if dtype == "int8":
-        return {"vectors": integers.round().to(torch.int8), "scales": scales}
-    return {**vars(residual.encode(integers)), "scales": scales}
+        return {"vectors": integers.round().clamp(-127, 127).to(torch.int8), "scales": scales}
+    return {**vars(residual.encode(integers.clamp(-residual.LARGEST, residual.LARGEST))), "scales": scales}
 
 
 def joined(parts: Sequence[Any]) -> dict[str, torch.Tensor]:

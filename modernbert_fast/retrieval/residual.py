@@ -12,6 +12,7 @@ import torch
 
 from modernbert_fast.ops.decompress import LEVELS, Compressed
 
+LARGEST = 126  # a centroid and a level are rounded, and their sum must not leave a byte for that
 MOST_CENTROIDS = 2**15  # of a segment: what int16 counts to
 _VECTORS = 128  # for each centroid, at least
 _CENTROIDS = 256  # of vectors that are added together; more of them hardly help (docs/decisions/0030)
@@ -23,7 +24,7 @@ _SPREAD = 2.6  # standard deviations: where the outermost levels begin, near wha
 
 
 def encode(vectors: torch.Tensor) -> Compressed:
-    """Vectors (T, D) fp32 within [-127, 127], each element in 4 bits. The same vectors give the same bits."""
+    """Vectors (T, D) fp32 within [-LARGEST, LARGEST], each element in 4 bits. The same vectors give the same bits."""
     draw = torch.Generator().manual_seed(0)
     sample = vectors[torch.randperm(len(vectors), generator=draw)[:_SAMPLE]]
     if not len(sample):
