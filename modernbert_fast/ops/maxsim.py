@@ -182,11 +182,9 @@ def maxsim_topk(
         if at_once >= Bd:
             scores = _scores(q, d, cu_queries, cu_documents)
             return ranking(scores, cu_documents, k, scales=scales, allowed=allowed)
-        # A part's bounds do not tell where the whole ends.
-        if isinstance(d, Compressed):
-            _check_compressed(q, d.codes, d.nearest, d.centroids, d.levels, cu_queries, cu_documents)
-        else:
-            _check_forward(q, d, cu_queries, cu_documents, False)
+        # A part is checked where it is scored, but its bounds do not tell where the whole ends.
+        checks.same_device(q, cu_documents=cu_documents)
+        checks.cu_seqlens("cu_documents", cu_documents, d.shape[0])
         best, documents = q.new_empty((Bq, 0), dtype=torch.float32), q.new_empty((Bq, 0), dtype=torch.int64)
         for first in range(0, Bd, at_once):
             bounds = cu_documents[first : first + at_once + 1]
